@@ -1,0 +1,69 @@
+# `make` or `make help` lists what there is. Every target sets up what it needs.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format learn lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKS := $(addprefix containers/,run.lock report.lock workflow.lock dev.lock)
+# The stamp's name changes with the contents of what it stands for; file times do not matter.
+STAMP := $(VENV)/installed-$(shell cat $(LOCKS) pyproject.toml | cksum | cut -d ' ' -f 1)
+
+# So that `drama` and `snakemake` are found as the README writes them, also in recipes' jobs.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' \
+	  | while IFS='|' read -r name text; do printf 'make %-8s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP) ## install the locked versions and this project into .venv
+
+$(STAMP): | $(VENV)/bin/pip
+	@echo "Installing the locked versions into $(VENV) (torch alone is some hundred megabytes) ..."
+	@$(BIN)/pip install -qq $(addprefix --requirement ,$(LOCKS))
+	@$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/installed-*
+	@touch $@
+	@echo "Done: $$($(BIN)/python --version), torch $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')"
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1 || true), but Python 3.11 or newer is needed." >&2; \
+	  echo "      Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+demo: setup ## train, evaluate and report two real games at toy size, in minutes
+	@snakemake --profile workflow/profiles/quick
+	@echo
+	@cat results/quick/logs/report.log
+
+test: lint ## check style and types, then run every test
+	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadgroup
+
+lint: setup ## ruff, mypy and snakefmt
+	@ruff check .
+	@ruff format --check .
+	@mypy drama
+	@snakefmt --check --compact-diff Snakefile workflow/rules
+
+format: setup ## let ruff and snakefmt rewrite what `make lint` complains about
+	@ruff check --fix .
+	@ruff format .
+	@snakefmt Snakefile workflow/rules
+
+learn: setup ## show that the agent learns a small pixel game, and not from shuffled rewards
+	@snakemake --profile workflow/profiles/quick --config experiment=config/catch.yaml
+	@snakemake --profile workflow/profiles/quick --config experiment=config/catch-shuffled.yaml
+	@echo "The agent on Catch8: at least 0.9 wanted"
+	@drama check results/learn/catch --at-least 0.9
+	@echo "The same with shuffled rewards: below 0.2 wanted"
+	@drama check results/learn/catch-shuffled --below 0.2
+
+lock: setup ## resolve containers/*.in again and write containers/*.lock
+	@python containers/lock.py
+
+clean: ## remove the virtual environment and caches; results stay
+	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find drama tests containers -name __pycache__ -type d -prune -exec rm -rf {} +
