@@ -1,0 +1,42 @@
+"""Environments, one of the innermost rings: imports drama.config and nothing else of the project.
+
+base.py     the interface: a Gymnasium environment whose state can be saved
+atari.py    the 26 games of Atari100k, under its protocol
+catch.py    two small games for checking that the agent learns, also `gymnasium.make` ids
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from drama.config import ATARI_100K, CATCH, GAMES, ConfigurationError, EnvironmentSettings
+from drama.env.atari import Atari
+from drama.env.base import AgentEnvironment
+from drama.env.catch import SIZE, Catch
+
+__all__ = ["AgentEnvironment", "make"]
+
+
+def make(game: str, settings: EnvironmentSettings) -> AgentEnvironment:
+    """Open a game by its name, one environment of its own.
+
+    Args:
+        game: one of `drama.config.ATARI_100K`, or Catch8 or Catch16.
+        settings: how it is played. Catch has one way to be played, at 64x64 pixels: of the
+            settings it knows only the image size.
+
+    Raises:
+        ConfigurationError: there is no such game, or not with these settings.
+    """
+    if game in ATARI_100K:
+        return Atari(game, settings)
+    if game in CATCH:
+        if settings.image_size != SIZE:
+            raise ConfigurationError(
+                f"{game} is played at {SIZE}x{SIZE} pixels: environment.image_size is "
+                f"{settings.image_size}, set it to {SIZE}"
+            )
+        return Catch(columns=int(game.removeprefix("Catch")))
+    nearest = difflib.get_close_matches(game, GAMES, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise ConfigurationError(f"unknown game {game!r}: {hint}games are {', '.join(GAMES)}")
