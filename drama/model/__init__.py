@@ -1,0 +1,1 @@
+"""The world model: distributions, networks, sequence models, losses."""

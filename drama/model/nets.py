@@ -1,0 +1,173 @@
+"""Networks between pixels, latents and scalars: encoder, decoder, heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+KERNEL = 5
+RGB = 3
+NORM_EPSILON = 1e-5
+"""For every RMSNorm: PyTorch's default depends on the dtype, 8e-3 under bfloat16."""
+TRUNCATED_DEVIATION = 0.8796256610342398
+"""Standard deviation of what is left of a unit normal when it is cut off at +-2."""
+
+
+class RMSNorm(nn.RMSNorm):
+    """The RMSNorm that the whole model uses: at its weight's precision, also under autocast."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [..., width]."""
+        return super().forward(x.to(self.weight.dtype))
+
+
+def glorot_truncated_(weight: Tensor, fan_in: int, fan_out: int) -> None:
+    """Fill with variance 2 / (fan-in + fan-out) from a normal truncated at two deviations."""
+    deviation = math.sqrt(2 / (fan_in + fan_out)) / TRUNCATED_DEVIATION
+    nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+def _initialise_convolution(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    area = layer.kernel_size[0] * layer.kernel_size[1]
+    glorot_truncated_(layer.weight, layer.in_channels * area, layer.out_channels * area)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+
+
+def initialise_linear(layer: nn.Linear) -> None:
+    """Start a linear layer as the convolutions start: truncated normal, zero biases."""
+    glorot_truncated_(layer.weight, layer.in_features, layer.out_features)
+    nn.init.zeros_(layer.bias)
+
+
+class Encoder(nn.Module):
+    """Frames to latent logits: q(z | o), from one frame alone.
+
+    Args:
+        image_size: height and width of a frame, pixels.
+        channels: output channels of each convolution, outermost first.
+        strides: stride of each convolution.
+        categoricals: K.
+        classes: C.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        categoricals: int,
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.latent_shape = (categoricals, classes)
+        layers: list[nn.Module] = []
+        for before, after, stride in zip((RGB, *channels), channels, strides, strict=False):
+            convolution = nn.Conv2d(before, after, KERNEL, stride, padding=KERNEL // 2)
+            _initialise_convolution(convolution)
+            layers += [convolution, nn.BatchNorm2d(after), nn.SiLU()]
+        self.backbone = nn.Sequential(*layers)
+        self.logits = nn.Linear(
+            feature_count(image_size, channels, strides), categoricals * classes
+        )
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Encode frames.
+
+        Args:
+            frames: [N, 3, H, W], float in [0, 1].
+
+        Returns:
+            Logits [N, K, C].
+        """
+        features = self.backbone(frames).flatten(1)  # [N, features]
+        return self.logits(features).unflatten(-1, self.latent_shape)
+
+
+class Decoder(nn.Module):
+    """Latents to frames: the encoder's mirror, from z alone.
+
+    Args:
+        image_size: height and width of a frame, pixels.
+        channels: the encoder's channels, outermost first.
+        strides: the encoder's strides.
+        latent: Z = K * C.
+    """
+
+    def __init__(
+        self, image_size: int, channels: Sequence[int], strides: Sequence[int], latent: int
+    ) -> None:
+        super().__init__()
+        innermost = channels[-1]
+        side = image_size // math.prod(strides)
+        self.features = nn.Linear(latent, feature_count(image_size, channels, strides))
+        initialise_linear(self.features)
+        layers: list[nn.Module] = [
+            nn.Unflatten(-1, (innermost, side, side)),
+            nn.BatchNorm2d(innermost),
+            nn.SiLU(),
+        ]
+        for level in reversed(range(len(channels))):
+            after = channels[level - 1] if level else RGB
+            convolution = nn.ConvTranspose2d(
+                channels[level],
+                after,
+                KERNEL,
+                strides[level],
+                padding=KERNEL // 2,
+                output_padding=strides[level] - 1,
+            )
+            _initialise_convolution(convolution)
+            layers += [convolution]
+            layers += [nn.BatchNorm2d(after), nn.SiLU()] if level else [nn.Sigmoid()]
+        self.backbone = nn.Sequential(*layers)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents [N, Z] into frames [N, 3, H, W] in (0, 1)."""
+        return self.backbone(self.features(latents))
+
+
+def feature_count(image_size: int, channels: Sequence[int], strides: Sequence[int]) -> int:
+    """Return how many numbers the innermost convolution puts out for one frame."""
+    side = image_size // math.prod(strides)
+    return channels[-1] * side * side
+
+
+class Head(nn.Sequential):
+    """A scalar's logits from the state: linear, RMSNorm, SiLU, linear.
+
+    Args:
+        width: D.
+        hidden: width of the hidden layer.
+        outputs: number of logits.
+        zero_last: start with all logits zero (otherwise early imagined rewards reach +-50).
+    """
+
+    def __init__(self, width: int, hidden: int, outputs: int, *, zero_last: bool = False) -> None:
+        last = nn.Linear(hidden, outputs)
+        first = nn.Linear(width, hidden)
+        super().__init__(first, RMSNorm(hidden), nn.SiLU(), last)
+        for layer in (first, last):
+            initialise_linear(layer)
+        if zero_last:
+            nn.init.zeros_(last.weight)
+
+
+def multilayer_perceptron(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
+    """Stack `layers` of [linear, RMSNorm, SiLU] and a last linear layer."""
+    modules: list[nn.Module] = []
+    for layer in range(layers):
+        modules += [nn.Linear(hidden if layer else inputs, hidden), RMSNorm(hidden), nn.SiLU()]
+    return nn.Sequential(*modules, nn.Linear(hidden, outputs))
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """Turn stored frames [..., H, W, 3] uint8 into [N, 3, H, W] float in [0, 1]."""
+    flat = frames.flatten(0, -4) if frames.ndim > 4 else frames
+    return flat.permute(0, 3, 1, 2).to(torch.float32) / 255

@@ -1,0 +1,39 @@
+"""What several test files share: the project's root, one thread, settings of toy size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drama.config import Layer, Preset, load_preset
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = ROOT / "config" / "presets"
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_fixed_generator() -> None:
+    """The same numbers in every run, whatever ran before."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def preset() -> Callable[..., Preset]:
+    """Load a preset by name, with a nested mapping of settings over it."""
+
+    def load(name: str = "quick", overrides: Mapping[str, Any] | None = None) -> Preset:
+        layers = [Layer("test", overrides)] if overrides else []
+        return load_preset(name, *layers, folder=PRESETS)
+
+    return load
