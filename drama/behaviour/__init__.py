@@ -1,0 +1,1 @@
+"""Behaviour: actor and critic, learned on trajectories imagined in the world model."""
