@@ -1,0 +1,11 @@
+"""Scores, figures and one page out of finished runs.
+
+Reading order: `scores` (what was reached, and how sure that is), `figures` (the same to look at),
+`page` (the report's files). Everything is read from the small files of each run's folder; neither
+a checkpoint nor torch is needed.
+"""
+
+from drama.report.page import Report, console_table, read_returns, write_report
+from drama.report.scores import ReportError
+
+__all__ = ["Report", "ReportError", "console_table", "read_returns", "write_report"]

@@ -1,0 +1,409 @@
+"""The report's files: a page, a Markdown digest, the scores as tables, the figures, the stamp.
+
+Everything is made in memory first, so that a run that cannot be read leaves an older report as it
+was. Then the old stamp goes, the files are replaced one by one, and the new stamp is written last:
+a folder with a stamp holds one whole report. No file holds a time of writing, so the same inputs
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from drama.files import canonical_json, replacing, write_json
+from drama.report.figures import AGGREGATES, count, draw, method_name, typeset
+from drama.report.scores import (
+    BOOTSTRAP_REPETITIONS,
+    DRAMA,
+    FAMILIES,
+    FORMAT,
+    PROTOCOL_EPISODES,
+    PROTOCOL_SEEDS,
+    PROTOCOL_STEPS,
+    Aggregates,
+    Baselines,
+    Estimate,
+    GameScore,
+    ReportError,
+    RunScore,
+    aggregate,
+    load_baselines,
+    published_aggregates,
+    read_plan,
+    read_scores,
+)
+
+DASH = "\u2013"
+
+SCHEMA = pa.schema([
+    ("preset", pa.string()), ("reproduction", pa.bool_()), ("game", pa.string()),
+    ("seed", pa.int64()), ("mean_return", pa.float64()), ("standard_deviation", pa.float64()),
+    ("episodes", pa.int64()), ("human_normalised_score", pa.float64()), ("random", pa.float64()),
+    ("human", pa.float64()), ("drama_published", pa.float64()), ("steps", pa.int64()),
+    ("device", pa.string()), ("wall_seconds", pa.float64()), ("run", pa.string()),
+    ("evaluation", pa.string()), ("git_commit", pa.string()),
+])  # fmt: skip
+"""Columns of scores.csv and scores.parquet, one row per run."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report: where it is and what it says."""
+
+    path: Path  # index.html
+    stamp: Path
+    preset: str
+    reproduction: bool
+    games: tuple[GameScore, ...]
+    aggregates: Aggregates | None  # None when no game has published reference values
+    baselines: Baselines = field(repr=False)
+
+    @property
+    def label(self) -> str | None:
+        """What must stand beside every number; None for runs of the full protocol."""
+        return None if self.reproduction else f"preset {self.preset}: not a reproduction"
+
+
+def write_report(results: Path) -> Report:
+    """Write results/<preset>/report out of the runs that recipes/report.json lists.
+
+    `results` is the folder results/<preset>. Raises ReportError, before anything is written, when
+    a run is missing or damaged.
+    """
+    results = Path(results)
+    plan = read_plan(results)
+    baselines = load_baselines()
+    games = read_scores(results, plan, baselines)
+    scored = [g for g in games if g.human_normalised_score is not None]
+    folder = results / "report"
+    report = Report(
+        path=folder / "index.html",
+        stamp=folder / f"report-{plan.fingerprint[:16]}.json",
+        preset=plan.preset,
+        reproduction=plan.complete_protocol,
+        games=games,
+        aggregates=aggregate([_normalised(game) for game in scored]) if scored else None,
+        baselines=baselines,
+    )
+    files = _render(report, plan.fingerprint)
+    _replace(folder, files, report.stamp, plan.fingerprint, report)
+    return report
+
+
+def read_returns(results: Path) -> list[tuple[str, int, float]]:
+    """Return game, seed and mean return of every run in the report of results/<preset>.
+
+    Raises ReportError when there is no report.
+    """
+    path = Path(results) / "report" / "scores.parquet"
+    try:
+        rows = pq.read_table(path, columns=["game", "seed", "mean_return"]).to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ReportError(f"{path}: no scores there ({error}). `drama report {results}` writes "
+                          "them") from None  # fmt: skip
+    return [(row["game"], row["seed"], row["mean_return"]) for row in rows]
+
+
+def console_table(report: Report) -> Table:
+    """The scores as a table for a terminal of 80 columns: a row per game, then the aggregates."""
+    seeds = _range([len(game.runs) for game in report.games])
+    title = f"Drama: {count(len(report.games), 'game')}, {seeds} seed{'s' * (seeds != '1')} each"
+    if report.label:
+        title += f"\n[bold red]{escape(report.label)}[/]"
+    table = Table(
+        title=title,
+        caption="Drama: as published",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    table.add_column("game", no_wrap=True)
+    for name in ("return", "random", "human", "Drama", "human-normalised"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for game in report.games:
+        table.add_row(
+            game.game, number(game.mean_return),
+            number(report.baselines.random.get(game.game)),
+            number(report.baselines.human.get(game.game)),
+            number(report.baselines.published(DRAMA, game.game)),
+            ratio(game.human_normalised_score),
+        )  # fmt: skip
+    if report.aggregates is not None:
+        table.add_section()
+        for key, name in AGGREGATES:
+            estimate = getattr(report.aggregates, key)
+            low, high = ratio(estimate.low), ratio(estimate.high)
+            spread = "" if estimate.low is None else f" [{low}, {high}]"
+            short = "IQM" if key == "interquartile_mean" else name.lower()
+            table.add_row(short, "", "", "", "", ratio(estimate.value) + spread)
+    return table
+
+
+def _normalised(game: GameScore) -> np.ndarray:
+    return np.array([run.human_normalised_score for run in game.runs], dtype=np.float64)
+
+
+def _render(report: Report, fingerprint: str) -> dict[str, bytes]:
+    """Every file of the report but the stamp, by its path in the report's folder."""
+    label = report.label
+    figures = dict(draw(report.games, report.baselines, report.aggregates, label))
+    rows = _rows(report)
+    files = {f"figures/{name}": text.encode() for name, text in figures.items()}
+    files["scores.csv"] = _csv(rows)
+    files["scores.parquet"] = _parquet(rows, report, fingerprint)
+    files["aggregates.json"] = canonical_json(_aggregates_document(report)).encode()
+    context = _context(report, fingerprint, set(figures))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("drama.report"), undefined=jinja2.StrictUndefined,
+        autoescape=lambda name: bool(name and name.endswith((".html.j2", ".css.j2"))),
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "number": number, "ratio": ratio, "interval": interval, "duration": duration,
+        "method": method_name, "integer": integer,
+    }  # fmt: skip
+    for template, name in (("report.md.j2", "report.md"), ("index.html.j2", "index.html")):
+        files[name] = environment.get_template(template).render(context).encode()
+    return files
+
+
+def _context(report: Report, fingerprint: str, figures: set[str]) -> dict[str, Any]:
+    baselines, games = report.baselines, report.games
+    scored = [game.game for game in games if game.human_normalised_score is not None]
+    runs = [run for game in games for run in game.runs]
+    shown = set(baselines.methods)
+    families = {
+        family: [method for method in methods if method in shown]
+        for family, methods in FAMILIES.items()
+    }
+    return {
+        "report": report, "baselines": baselines, "games": games, "runs": runs, "scored": scored,
+        "aggregates": report.aggregates, "aggregate_names": AGGREGATES, "families": families,
+        "comparison": _comparison(report, scored, families), "figures": figures,
+        "all_games": len(scored) == len(baselines.games), "fingerprint": fingerprint,
+        "single_source": [game for game in scored if game in baselines.single_source],
+        "unpublished": [m for methods in FAMILIES.values() for m in methods if m not in shown],
+        "notes": _notes(report, runs, scored), "repetitions": BOOTSTRAP_REPETITIONS,
+        "seeds": _range([len(game.runs) for game in games]),
+        "steps": _range([run.steps for run in runs]),
+        "episodes": _range([run.episodes for run in runs]),
+        "commits": sorted({run.git_commit for run in runs if run.git_commit}),
+        "protocol": {"steps": PROTOCOL_STEPS, "episodes": PROTOCOL_EPISODES,
+                     "seeds": PROTOCOL_SEEDS},
+        "DRAMA": DRAMA,
+        "title": f"Drama on {'Atari 100k' if scored else ', '.join(g.game for g in games)}",
+    }  # fmt: skip
+
+
+def _comparison(
+    report: Report, scored: list[str], families: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    """Rows of the comparison: aggregates of the games' means, the same games for everyone."""
+    baselines = report.baselines
+    means = [g.human_normalised_score for g in report.games if g.human_normalised_score is not None]
+    own = aggregate([np.array([mean]) for mean in means]) if means else None
+    complete = len(scored) == len(baselines.games)
+    rows: list[dict[str, Any]] = [
+        {"name": "These runs", "family": "", "same": own, "all": own if complete else None,
+         "kind": "ours", "single_source": False}
+    ]  # fmt: skip
+    for family, methods in families.items():
+        for method in methods:
+            rows.append({
+                "name": method_name(method), "family": family,
+                "same": published_aggregates(baselines, method, scored),
+                "all": published_aggregates(baselines, method, baselines.games),
+                "kind": "drama" if method == DRAMA else "",
+                "single_source": method == DRAMA,
+            })  # fmt: skip
+    return rows
+
+
+def _notes(report: Report, runs: Sequence[RunScore], scored: list[str]) -> list[str]:
+    """What a reader has to know about these particular runs."""
+    notes = []
+    seeds = [len(game.runs) for game in report.games]
+    others = [game.game for game in report.games if game.human_normalised_score is None]
+    if scored and len(scored) < len(report.baselines.games):
+        notes.append(
+            f"{len(scored)} of the benchmark's {len(report.baselines.games)} games: aggregates "
+            "over so few are not those of the benchmark."
+        )
+    if others:
+        notes.append(
+            f"{', '.join(others)}: no published reference values, hence no human-normalised score "
+            "and no part in the aggregates."
+        )
+    if min(seeds) < PROTOCOL_SEEDS:
+        notes.append(
+            f"{_range(seeds)} {'seed' if max(seeds) == 1 else 'seeds'} per game, where the "
+            f"protocol has {PROTOCOL_SEEDS}."
+        )
+    if report.aggregates is not None:
+        notes += _interval_notes([g for g in report.games if g.game in scored])
+    off = [r for r in runs if (r.steps, r.episodes) != (PROTOCOL_STEPS, PROTOCOL_EPISODES)]
+    if off:
+        notes.append(
+            f"{_range([run.steps for run in runs])} agent steps and "
+            f"{_range([run.episodes for run in runs])} evaluation episodes per run, where the "
+            f"protocol has {integer(PROTOCOL_STEPS)} and {PROTOCOL_EPISODES}."
+        )
+    commits = {run.git_commit for run in runs}
+    if len({commit and commit.removesuffix("-dirty") for commit in commits}) > 1:
+        notes.append("The runs were made at different commits; the table of runs shows which.")
+    if any(commit and commit.endswith("-dirty") for commit in commits):
+        notes.append("Some runs were made from a working tree with changes not committed (dirty).")
+    return notes
+
+
+def _interval_notes(games: Sequence[GameScore]) -> list[str]:
+    counts = [len(game.runs) for game in games]
+    single = [game.game for game in games if len(game.runs) == 1]
+    notes = []
+    if single:
+        which = "every game" if len(single) == len(games) else ", ".join(single)
+        notes.append(
+            f"No intervals: {which} has one seed, and one seed says nothing about its spread."
+        )
+    elif min(counts) < PROTOCOL_SEEDS:
+        notes.append(
+            f"The bootstrap redraws runs within a game. From {min(counts)} seeds there is little "
+            "to redraw: read the intervals as too narrow."
+        )
+    if len(set(counts)) > 1:
+        notes.append(
+            "Games differ in their number of seeds. Each keeps the same weight in the aggregates, "
+            "and is redrawn with its own number of seeds."
+        )
+    return notes
+
+
+def _rows(report: Report) -> list[dict[str, Any]]:
+    baselines = report.baselines
+    return [
+        {
+            **{name: getattr(run, name) for name in SCHEMA.names if hasattr(run, name)},
+            "preset": report.preset,
+            "reproduction": report.reproduction,
+            "random": baselines.random.get(run.game),
+            "human": baselines.human.get(run.game),
+            "drama_published": baselines.published(DRAMA, run.game),
+        }
+        for game in report.games
+        for run in game.runs
+    ]
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, SCHEMA.names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "reproduction": str(row["reproduction"]).lower()} for row in rows)
+    return buffer.getvalue().encode()
+
+
+def _parquet(rows: list[dict[str, Any]], report: Report, fingerprint: str) -> bytes:
+    origin = {
+        "format": FORMAT, "fingerprint": fingerprint, "preset": report.preset,
+        "reproduction": report.reproduction,
+    }  # fmt: skip
+    schema = SCHEMA.with_metadata({b"drama": json.dumps(origin, sort_keys=True).encode()})
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _aggregates_document(report: Report) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "preset": report.preset,
+        "reproduction": report.reproduction,
+        "aggregates": asdict(report.aggregates) if report.aggregates else None,
+        "games": {
+            game.game: {
+                "runs": len(game.runs),
+                "mean_return": game.mean_return,
+                "human_normalised_score": game.human_normalised_score,
+            }
+            for game in report.games
+        },
+    }
+
+
+def _replace(
+    folder: Path, files: dict[str, bytes], stamp: Path, fingerprint: str, report: Report
+) -> None:
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("report-*.json"):
+        old.unlink()
+    for old in (folder / "figures").glob("*.svg"):
+        if f"figures/{old.name}" not in files:
+            old.unlink()
+    for name, content in files.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
+    document = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "preset": report.preset,
+        "reproduction": report.reproduction,
+        "files": [
+            {"path": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            for name, content in sorted(files.items())
+        ],
+    }
+    write_json(stamp, document)
+
+
+def number(value: float | None) -> str:
+    """A return for reading: one decimal below 10 000, digits in groups of three."""
+    if value is None:
+        return DASH
+    text = f"{value:z,.1f}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return typeset(text)
+
+
+def ratio(value: float | None) -> str:
+    """A human-normalised score for reading: three decimals."""
+    return DASH if value is None else typeset(f"{value:z.3f}")
+
+
+def interval(estimate: Estimate) -> str | None:
+    """An estimate's interval for reading; None where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return None
+    return f"{ratio(estimate.low)} to {ratio(estimate.high)}"
+
+
+def duration(seconds: float) -> str:
+    """A wall time for reading, in its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def integer(value: int) -> str:
+    """A count for reading, digits in groups of three."""
+    return typeset(f"{value:,}")
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return integer(low) if low == high else f"{integer(low)} to {integer(high)}"

@@ -1,0 +1,433 @@
+"""Scores of finished runs: read, normalised, aggregated, set beside the published methods.
+
+A run's score is the mean return of its evaluation episodes; a game's score is the mean over its
+runs ("Drama", arXiv 2410.08893, section 3). Nothing here looks at a clock or at the file system
+beyond the files that the plan names, so the same inputs always give the same numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rliable import library, metrics
+
+from drama.config import DramaError
+from drama.files import sha256_file
+
+FORMAT = 1
+PROTOCOL_STEPS = 100_000
+"""Agent steps of the Atari100k protocol (400 000 frames)."""
+PROTOCOL_EPISODES = 100
+PROTOCOL_SEEDS = 5
+
+DRAMA = "Drama"
+FAMILIES = {
+    "World models": (
+        "Drama", "SimPLe", "TWM", "IRIS", "STORM", "DreamerV3", "DreamerV3_2023", "DIAMOND",
+        "HarmonyDream", "DeltaIRIS", "REM", "Simulus", "DART", "SGF", "TWISTER", "EDELINE",
+    ),
+    "Search": ("EfficientZero", "EfficientZeroV2"),
+    "Model-free": ("SPR", "SR-SPR", "BBF", "PPO"),
+}  # fmt: skip
+
+BOOTSTRAP_SEED = 2410
+BOOTSTRAP_REPETITIONS = 5_000
+CONFIDENCE = 0.95
+
+
+class ReportError(DramaError):
+    """A report cannot be made from these files; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Published mean returns per game, with the reference values that scores are normalised by."""
+
+    methods: tuple[str, ...]
+    returns: dict[str, dict[str, float]]  # game -> method -> mean return; absent where unpublished
+    random: dict[str, float]
+    human: dict[str, float]
+    single_source: frozenset[str]  # games whose value of Drama rests on one reading
+
+    @property
+    def games(self) -> tuple[str, ...]:
+        """The games with reference values, in the benchmark's order."""
+        return tuple(self.random)
+
+    def published(self, method: str, game: str) -> float | None:
+        """A method's published mean return in a game; None where there is none."""
+        return self.returns.get(game, {}).get(method)
+
+    def normalise(self, game: str, score: float | None) -> float | None:
+        """Human-normalised score of a mean return; None without a return or a reference."""
+        if score is None or game not in self.random:
+            return None
+        return human_normalised_score(score, self.random[game], self.human[game])
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One entry of recipes/report.json: which run and which evaluation the report needs."""
+
+    game: str
+    seed: int
+    run: str
+    evaluation: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """recipes/report.json: the runs of a report, and the fingerprint of the whole."""
+
+    preset: str
+    complete_protocol: bool
+    runs: tuple[PlannedRun, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class RunScore:
+    """What one run reached, and where that came from."""
+
+    game: str
+    seed: int
+    mean_return: float
+    standard_deviation: float  # over episodes, dividing by their number
+    episodes: int
+    human_normalised_score: float | None
+    steps: int
+    device: str
+    wall_seconds: float
+    run: str
+    evaluation: str
+    git_commit: str | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class GameScore:
+    """One game's runs and the mean over them."""
+
+    game: str
+    runs: tuple[RunScore, ...]
+    human_normalised_score: float | None
+
+    @cached_property
+    def mean_return(self) -> float:
+        """Mean over the runs of their mean returns."""
+        return float(np.mean([run.mean_return for run in self.runs]))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, where one is defined."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Aggregates:
+    """The four aggregates of human-normalised scores over `games` games and `runs` runs."""
+
+    games: int
+    runs: int
+    mean: Estimate
+    median: Estimate
+    interquartile_mean: Estimate
+    optimality_gap: Estimate
+
+
+def human_normalised_score(score: float, random: float, human: float) -> float:
+    """A mean return on the scale where random play is 0 and a human tester is 1.
+
+    Raises ValueError when the two reference values are equal.
+    """
+    if human == random:
+        raise ValueError(f"human and random reference are both {human}: the scale has no unit")
+    return (score - random) / (human - random)
+
+
+def load_baselines() -> Baselines:
+    """The published results kept beside this module (baselines.csv; sources in baselines.md)."""
+    text = resources.files("drama.report").joinpath("baselines.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    methods = tuple(name for family in FAMILIES.values() for name in family)
+    returns = {
+        row["game"]: {name: float(row[name]) for name in methods if row[name]} for row in rows
+    }
+    return Baselines(
+        methods=tuple(name for name in methods if any(name in game for game in returns.values())),
+        returns=returns,
+        random={row["game"]: float(row["Random"]) for row in rows},
+        human={row["game"]: float(row["Human"]) for row in rows},
+        single_source=frozenset(r["game"] for r in rows if r["Drama_status"] == "single-source"),
+    )
+
+
+def read_plan(results: Path) -> Plan:
+    """Read recipes/report.json below `results`.
+
+    Raises ReportError when it is missing, unreadable, empty or names a run twice.
+    """
+    path = results / "recipes" / "report.json"
+    if not path.is_file():
+        raise ReportError(
+            f"{path} is missing: it lists the runs to report on. "
+            f"Write it with: drama plan --preset {results.name}"
+        )
+    content = path.read_bytes()
+    try:
+        document = json.loads(content)
+        if document["format"] != FORMAT:
+            raise ReportError(f"{path} has format {document['format']!r}, expected {FORMAT}.")
+        plan = Plan(
+            preset=str(document["preset"]),
+            complete_protocol=document["complete_protocol"] is True,
+            runs=tuple(
+                PlannedRun(str(r["game"]), int(r["seed"]), str(r["run"]), str(r["evaluation"]),
+                           results / str(r["folder"]))
+                for r in document["runs"]
+            ),
+            fingerprint=hashlib.sha256(content).hexdigest(),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Write it again with: "
+            f"drama plan --preset {results.name}"
+        ) from error
+    keys = [(run.game, run.seed) for run in plan.runs]
+    if not keys:
+        raise ReportError(f"{path} lists no run: plan at least one game and one seed.")
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ReportError(f"{path} lists {twice[0][0]} seed {twice[0][1]} more than once.")
+    return plan
+
+
+def read_scores(results: Path, plan: Plan, baselines: Baselines) -> tuple[GameScore, ...]:
+    """Read every planned run's score, grouped by game, in the plan's order of games.
+
+    Raises ReportError naming every run that is missing or damaged and the command that makes it.
+    """
+    games: dict[str, list[RunScore]] = {run.game: [] for run in plan.runs}
+    problems = []
+    for run in plan.runs:
+        try:
+            games[run.game].append(read_run(results, run, baselines))
+        except ReportError as error:
+            problems.append(str(error))
+    if problems:
+        shown = "\n".join(problems[:10])
+        more = f"\n… and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ReportError(
+            f"{len(problems)} of {len(plan.runs)} runs cannot be reported on:\n{shown}{more}"
+        )
+    return tuple(_game_score(game, runs, baselines) for game, runs in games.items())
+
+
+def _game_score(game: str, runs: list[RunScore], baselines: Baselines) -> GameScore:
+    ordered = tuple(sorted(runs, key=lambda run: run.seed))
+    mean = float(np.mean([run.mean_return for run in ordered]))
+    return GameScore(game, ordered, baselines.normalise(game, mean))
+
+
+def read_run(results: Path, planned: PlannedRun, baselines: Baselines) -> RunScore:
+    """Read one run's record and evaluation.
+
+    Raises ReportError when either is missing, damaged or belongs to another run.
+    """
+    record = _read_record(results, planned)
+    returns = _read_evaluation(results, planned)
+    for artifact in record["artifacts"]:
+        if artifact["path"] in ("episodes.parquet", "training.parquet"):
+            _check_artifact(results, planned, artifact)
+    mean = float(np.mean(returns))
+    return RunScore(
+        game=planned.game,
+        seed=planned.seed,
+        mean_return=mean,
+        standard_deviation=float(np.std(returns)),
+        episodes=returns.size,
+        human_normalised_score=baselines.normalise(planned.game, mean),
+        steps=int(record["steps"]),
+        device=str(record["device"]),
+        wall_seconds=float(record["wall_seconds"]),
+        run=planned.run,
+        evaluation=planned.evaluation,
+        git_commit=record["git_commit"],
+        folder=planned.folder,
+    )
+
+
+def _read_record(results: Path, planned: PlannedRun) -> dict[str, Any]:
+    path = planned.folder / f"run-{planned.run[:16]}.json"
+    if not path.is_file():
+        raise _problem(results, planned, f"has not finished training ({path} is missing)", "train")
+    try:
+        record = json.loads(path.read_bytes())
+        found = record["fingerprint"]
+        for key in ("artifacts", "device", "wall_seconds", "git_commit", "steps"):
+            record[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _problem(
+            results, planned, f"has an unreadable record, {path} ({error!r}); remove it", "train"
+        ) from error
+    if found != planned.run:
+        raise _problem(
+            results, planned, f"has the record of another run, {found!r}, in {path}", "train"
+        )
+    return dict(record)
+
+
+def _read_evaluation(results: Path, planned: PlannedRun) -> np.ndarray:
+    path = planned.folder / f"evaluation-{planned.evaluation[:16]}.parquet"
+    if not path.is_file():
+        raise _problem(results, planned, f"has not been evaluated ({path} is missing)", "evaluate")
+    try:
+        table = pq.read_table(path)
+        origin = json.loads((table.schema.metadata or {})[b"drama"])
+        belongs = (origin["run"], origin["fingerprint"]) == (planned.run, planned.evaluation)
+        episodes = int(origin["settings"]["episodes"])
+        returns = table["episode_return"].to_numpy().astype(np.float64)
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+        raise _problem(
+            results, planned, f"has an unreadable evaluation, {path} ({error!r}); remove it",
+            "evaluate",
+        ) from error  # fmt: skip
+    if not belongs:
+        raise _problem(results, planned, f"has the evaluation of another run in {path}", "evaluate")
+    if returns.size != episodes or returns.size == 0 or not np.isfinite(returns).all():
+        raise _problem(
+            results, planned,
+            f"has {returns.size} episodes in {path}, {int(np.isfinite(returns).sum())} of them "
+            f"with a finite return, where {episodes} were asked for; remove it", "evaluate",
+        )  # fmt: skip
+    return returns
+
+
+def _check_artifact(results: Path, planned: PlannedRun, artifact: dict[str, Any]) -> None:
+    path = planned.folder / artifact["path"]
+    if not path.is_file():
+        state = "is missing"
+    elif sha256_file(path) != artifact["sha256"]:
+        state = "is not the file that the run recorded"
+    else:
+        return
+    raise _problem(
+        results, planned, f"is damaged: {path} {state}. Restore it from version control, or "
+        f"remove run-{planned.run[:16]}.json beside it and train again", "train",
+    )  # fmt: skip
+
+
+def _problem(results: Path, planned: PlannedRun, what: str, command: str) -> ReportError:
+    recipe = results / "recipes" / planned.game / f"seed{planned.seed}.json"
+    return ReportError(f"{planned.game} seed {planned.seed} {what}. Run: drama {command} {recipe}")
+
+
+def read_curve(run: RunScore, name: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read columns of a run's episodes.parquet or training.parquet as float64 arrays [rows].
+
+    A column that the file lacks is all NaN; null becomes NaN. Raises ReportError when the file
+    cannot be read or has no column `step`.
+    """
+    path = run.folder / name
+    try:
+        table = pq.read_table(path)
+        steps = table["step"].to_numpy().astype(np.float64)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise ReportError(
+            f"{run.game} seed {run.seed}: {path} cannot be read ({type(error).__name__}: {error}). "
+            f"Restore it from version control, or remove run-{run.run[:16]}.json beside it and "
+            "train again."
+        ) from error
+    curve = {"step": steps}
+    for column in columns:
+        present = column in table.column_names
+        values = (
+            table[column].cast(pa.float64()).to_numpy() if present else np.full_like(steps, np.nan)
+        )
+        curve[column] = values
+    return curve
+
+
+def aggregate(scores: Sequence[np.ndarray]) -> Aggregates:
+    """Aggregate human-normalised scores with 95 % stratified bootstrap intervals.
+
+    `scores` holds one float64 array [runs] per game; games may differ in their number of runs,
+    and every game has the same weight (see `_estimates`). Runs are drawn with replacement within
+    each game (Agarwal et al. 2021, section 4). Over a single run the bootstrap has nothing to
+    draw from, so intervals are left out unless every game has two runs. Raises ValueError when a
+    game is empty or a score is not finite.
+    """
+    games = [np.asarray(game, dtype=np.float64) for game in scores]
+    if not games or any(game.ndim != 1 or game.size == 0 for game in games):
+        raise ValueError(f"expected one non-empty array per game, got {list(scores)!r}")
+    if not all(np.isfinite(game).all() for game in games):
+        raise ValueError(f"scores must be finite, got {list(scores)!r}")
+    runs = sum(game.size for game in games)
+    if min(game.size for game in games) < 2:
+        values = [Estimate(float(value)) for value in _estimates(*games)]
+    else:
+        values = _with_intervals(games)
+    return Aggregates(len(games), runs, *values)
+
+
+def _with_intervals(games: list[np.ndarray]) -> list[Estimate]:
+    # rliable 1.2.0 draws from NumPy's global generator whatever random_state it is given.
+    state = np.random.get_state()
+    np.random.seed(BOOTSTRAP_SEED)
+    try:
+        points, intervals = library.get_interval_estimates(
+            {"runs": games}, _estimates, reps=BOOTSTRAP_REPETITIONS,
+            confidence_interval_size=CONFIDENCE,
+        )  # fmt: skip
+    finally:
+        np.random.set_state(state)
+    low, high = intervals["runs"]
+    return [
+        Estimate(*map(float, estimate)) for estimate in zip(points["runs"], low, high, strict=True)
+    ]
+
+
+def _estimates(*games: np.ndarray) -> np.ndarray:
+    """Mean, median, interquartile mean and optimality gap, [4], of one array [runs] per game.
+
+    Where games differ in their number of runs, each run is repeated until all games have equally
+    many, which gives every game the same weight and leaves a rectangular input as it is.
+    """
+    rows = math.lcm(*(game.size for game in games))
+    matrix = np.column_stack([np.repeat(game, rows // game.size) for game in games])
+    return np.array([
+        metrics.aggregate_mean(matrix),
+        metrics.aggregate_median(matrix),
+        metrics.aggregate_iqm(matrix),
+        metrics.aggregate_optimality_gap(matrix),
+    ])  # fmt: skip
+
+
+def published_aggregates(
+    baselines: Baselines, method: str, games: Sequence[str]
+) -> Aggregates | None:
+    """A published method's aggregates over its means per game; None where a game lacks a value.
+
+    Publications give one mean per game, not single runs, so there is no interval, and the
+    interquartile mean and optimality gap are those of the games' means.
+    """
+    scores = [baselines.normalise(game, baselines.published(method, game)) for game in games]
+    complete = [np.array([score]) for score in scores if score is not None]
+    return aggregate(complete) if scores and len(complete) == len(scores) else None

@@ -1,0 +1,99 @@
+"""A results folder as training and evaluation leave it, made small for the report's tests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_results(
+    results: Path,
+    returns: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    preset: str = "quick",
+    complete: bool = False,
+    steps: int = 600,
+) -> Path:
+    """Write plan and runs; `returns` holds, per game and seed, the evaluation's returns."""
+    runs = []
+    for game, seeds in returns.items():
+        for seed, episodes in enumerate(seeds):
+            run, evaluation = digest(f"run {game} {seed}"), digest(f"evaluation {game} {seed}")
+            folder = results / "runs" / game / f"seed{seed}"
+            folder.mkdir(parents=True)
+            write_curves(folder, steps, seed)
+            write_evaluation(folder, game, seed, run, evaluation, episodes)
+            write_record(folder, run, steps, seed)
+            runs.append({"game": game, "seed": seed, "run": run, "evaluation": evaluation,
+                         "folder": f"runs/{game}/seed{seed}"})  # fmt: skip
+    plan = {"format": 1, "preset": preset, "complete_protocol": complete, "code": "0", "runs": runs}
+    (results / "recipes").mkdir()
+    (results / "recipes" / "report.json").write_text(json.dumps(plan))
+    return results
+
+
+def write_curves(folder: Path, steps: int, seed: int) -> None:
+    ends = np.linspace(steps / 5, steps - 10 * seed - 1, 5).astype(np.int64)
+    episodes = {
+        "episode": pa.array(range(5), pa.int32()),
+        "step": ends,
+        "episode_return": np.linspace(0.0, 4.0 + seed, 5),
+        "length": pa.array([steps // 5] * 5, pa.int32()),
+        "truncated": [False] * 5,
+    }
+    pq.write_table(pa.table(episodes), folder / "episodes.parquet")
+    windows = np.arange(1, 11) * (steps // 10)
+    falling: list[float | None] = [None, *np.linspace(40.0, 1.0, 9)]
+    names = ("reconstruction", "reward", "termination", "dynamics")
+    losses = {f"loss/{name}": falling for name in names}
+    columns: dict[str, Any] = {"step": windows, **losses, "entropy": falling}
+    pq.write_table(
+        pa.table({**columns, "return_scale": [0.5 + seed] * 10}), folder / "training.parquet"
+    )
+
+
+def write_evaluation(
+    folder: Path, game: str, seed: int, run: str, evaluation: str, returns: Sequence[float]
+) -> None:
+    count = len(returns)
+    table = pa.table({
+        "episode": pa.array(range(count), pa.int32()),
+        "seed": pa.array(range(count), pa.int64()),
+        "episode_return": pa.array(returns, pa.float64()),
+        "length": pa.array([90] * count, pa.int32()),
+        "truncated": [False] * count,
+    })  # fmt: skip
+    origin = {
+        "format": 1, "run": run, "fingerprint": evaluation, "game": game, "seed": seed,
+        "settings": {"episodes": count, "environments": 2}, "device": "cpu",
+    }  # fmt: skip
+    pq.write_table(
+        table.replace_schema_metadata({b"drama": json.dumps(origin).encode()}),
+        folder / f"evaluation-{evaluation[:16]}.parquet",
+    )
+
+
+def write_record(folder: Path, run: str, steps: int, seed: int) -> None:
+    artifacts = [
+        {"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+         "bytes": path.stat().st_size}
+        for path in (folder / "episodes.parquet", folder / "training.parquet")
+    ]  # fmt: skip
+    record = {
+        "format": 1, "fingerprint": run, "recipe": {}, "artifacts": artifacts,
+        "versions": {"python": "3.11.2"}, "device": "cpu", "wall_seconds": 3725.0 + seed,
+        "git_commit": "abcdef0123456789" + ("-dirty" if seed else ""),
+        "finished": "2025-01-01T00:00:00+00:00", "steps": steps,
+    }  # fmt: skip
+    (folder / f"run-{run[:16]}.json").write_text(json.dumps(record))
