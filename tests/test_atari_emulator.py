@@ -190,12 +190,11 @@ def another_process() -> Iterator[ProcessPoolExecutor]:
         yield executor
 
 
-# Amidar and Qbert are the games that ale-py's own restoring does not bring back.
+# Qbert is the game that ale-py's own restoring does not bring back.
 @pytest.mark.parametrize(
     ("game", "changes", "before"),
     [
         ("Amidar", {}, 131),
-        ("Amidar", {"action_repeat": 1}, 1),
         ("Breakout", {}, 250),
         ("Pong", {"max_frames": 500}, 160),
         ("Qbert", {}, 77),
@@ -255,21 +254,23 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert np.array_equal(value, other[key]), key
 
 
-@pytest.mark.parametrize("game", ["Amidar", "Qbert"])
-def test_loading_forgets_what_was_played_before(game: str, opened: Any) -> None:
-    actions = np.random.default_rng(2).integers(6, size=200).tolist()
-    environment, used = opened(game), opened(game)
+# Restored by ale-py alone, Amidar's first frame after a reset shows what was played before.
+@pytest.mark.parametrize(("game", "before"), [("Amidar", 0), ("Qbert", 50)])
+def test_loading_forgets_what_was_played_before(game: str, before: int, opened: Any) -> None:
+    actions = np.random.default_rng(2).integers(6, size=before + 150).tolist()
+    environment, used = opened(game, action_repeat=1), opened(game, action_repeat=1)
     environment.reset(seed=1)
-    play(environment, actions[:50])
+    play(environment, actions[:before])
     state = environment.save_state()
     used.reset(seed=2)
-    play(used, actions[:33])
+    used.reset()
+    play(used, actions[:5])
     used.load_state(state)
     assert_same_state(used.save_state(), state)
-    expected = play(environment, actions[50:])
-    assert play(used, actions[50:]) == expected
+    expected = play(environment, actions[before:])
+    assert play(used, actions[before:]) == expected
     used.load_state(state)
-    assert play(used, actions[50:]) == expected
+    assert play(used, actions[before:]) == expected
 
 
 @pytest.mark.parametrize("game", ["Pong", "Qbert"])

@@ -6,8 +6,8 @@ early when a life is lost or the game ends. An episode is truncated at `max_fram
 Actions are never sticky, there are no no-op starts, and the game is reset only when over.
 
 Saving. ale-py 0.12 leaves the video chip's frame buffers and its partial-frame flag out of a
-serialised emulator: a restored Qbert plays on differently, a restored Amidar shows wrong frames at
-first. A reset, however, puts the whole console into a known state. So a saved game is the emulator
+serialised emulator: a restored Qbert plays on differently, a restored Amidar can show a wrong
+frame. A reset, however, puts the whole console into a known state. So a saved game is the emulator
 as it was before the last reset, its generator included, and the actions played since: loading
 resets and replays them (at most max_frames raw frames, some 50 microseconds each), then holds the
 outcome against the emulator as it was when saved.
