@@ -2,7 +2,7 @@
 
 Reading order:
 
-1. `config`      what a run is made of
+1. `settings`    what a run is made of; `config` reads and checks it
 2. `env`         the game as the agent sees it
 3. `replay`      what it remembers, and which parts of it are looked at
 4. `model`       the world model: encoder, latent, Mamba-2, heads, losses

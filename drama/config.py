@@ -1,4 +1,4 @@
-"""Typed configuration: what a run is made of, checked before anything is written.
+"""Reading the configuration: presets, games' overrides, the command line; errors that help.
 
 A run's settings are layered: a preset (config/presets/<name>.yaml, which may name the preset it
 starts from under `base`), a game's own overrides, overrides from the command line. Every layer
@@ -10,204 +10,26 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
 )
 from pydantic_core import ErrorDetails
 
-ATARI_100K = (
-    "Alien", "Amidar", "Assault", "Asterix", "BankHeist", "BattleZone", "Boxing", "Breakout",
-    "ChopperCommand", "CrazyClimber", "DemonAttack", "Freeway", "Frostbite", "Gopher", "Hero",
-    "Jamesbond", "Kangaroo", "Krull", "KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert",
-    "RoadRunner", "Seaquest", "UpNDown",
-)  # fmt: skip
-"""The 26 games of the Atari100k benchmark (Kaiser et al. 2020), by their ALE names."""
-
-CATCH = ("Catch8", "Catch16")
-"""The project's own small games, for checking that the agent learns (drama/env/catch.py)."""
-
-GAMES = ATARI_100K + CATCH
+from drama.errors import ConfigurationError
+from drama.settings import GAMES, Count, Frozen, Recipe, Settings
 
 PRESETS = Path("config/presets")
 """Where presets lie, relative to the project's root."""
-
-
-class DramaError(Exception):
-    """An error for people: its text is the whole message.
-
-    Attributes:
-        exit_code: what the command exits with.
-    """
-
-    exit_code = 1
-
-
-class ConfigurationError(DramaError):
-    """A mistake in the configuration or on the command line."""
-
-    exit_code = 2
-
-
-class Frozen(BaseModel):
-    """Base of all settings: immutable, strictly typed, no unknown keys, no hidden defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-Count = Annotated[int, Field(ge=1)]
-Size = Annotated[int, Field(ge=1, le=65_536)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Widths = Annotated[tuple[Size, ...], Field(min_length=1)]
-
-
-def _ascending(value: tuple[float, float]) -> tuple[float, float]:
-    if not value[0] < value[1]:
-        raise ValueError("the first of the two must be the smaller one")
-    return value
-
-
-class EnvironmentSettings(Frozen):
-    """How a game is played (Atari100k protocol)."""
-
-    action_repeat: Annotated[int, Field(ge=1, le=64)]
-    image_size: Annotated[int, Field(ge=8, le=256)]
-    max_frames: Count
-    actions: Literal["minimal", "full"]
-
-
-class ReplaySettings(Frozen):
-    """Replay memory and the distribution its windows are drawn from (DFS, section 2.3)."""
-
-    sampling: Literal["dfs", "uniform"]
-    capacity: Count
-    world_model_temperature: Positive
-    imagination_temperature: Positive
-    alpha: NonNegative
-    beta: NonNegative
-    shuffle_rewards: bool
-
-
-class OptimiserSettings(Frozen):
-    """LaProp (Ziyin et al. 2020) with linear warm-up and gradient clipping."""
-
-    learning_rate: Positive
-    warmup_updates: Annotated[int, Field(ge=0)]
-    clip_norm: Positive
-    weight_decay: Rate
-    beta1: Rate
-    beta2: Rate
-    epsilon: Positive
-
-
-class SequenceModelSettings(Frozen):
-    """The sequence model f, which turns latents and actions into deterministic states d."""
-
-    kind: Literal["mamba2", "mamba", "transformer", "gru", "rwkv"]
-    width: Size
-    blocks: Annotated[int, Field(ge=1, le=64)]
-    dropout: Rate
-    state_size: Size
-    convolution_width: Annotated[int, Field(ge=2, le=4)]
-    expand: Annotated[int, Field(ge=1, le=8)]
-    head_width: Size
-    chunk_length: Size
-
-
-class WorldModelSettings(Frozen):
-    """Encoder, decoder, latent and heads of the world model, and how it is trained."""
-
-    channels: Widths
-    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(min_length=1)]
-    categoricals: Size
-    classes: Annotated[int, Field(ge=2, le=65_536)]
-    uniform_mix: Rate
-    head_hidden: Size
-    bins: Annotated[int, Field(ge=3, le=65_535)]
-    bin_limit: Positive
-    free_nats: NonNegative
-    dynamics_weight: NonNegative
-    representation_weight: NonNegative
-    batch_size: Count
-    sequence_length: Annotated[int, Field(ge=2, le=1_000_000)]
-    optimiser: OptimiserSettings
-
-
-class BehaviourSettings(Frozen):
-    """Actor, critic and the imagination they learn from."""
-
-    actor_hidden: Size
-    critic_hidden: Size
-    layers: Annotated[int, Field(ge=1, le=16)]
-    contexts: Count
-    context_length: Count
-    horizon: Count
-    discount: Fraction
-    lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")]
-    entropy_weight: NonNegative
-    return_percentiles: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
-    return_ema: Rate
-    slow_critic_ema: Rate
-    act_on: Literal["prior", "posterior"]
-    acting_window: Count
-    optimiser: OptimiserSettings
-
-
-class TrainingSettings(Frozen):
-    """The schedule: how long, how much random play first, how often each part is updated."""
-
-    total_steps: Count
-    random_steps: Count
-    world_model_every: Count
-    behaviour_every: Count
-    log_every: Count
-    precision: Literal["auto", "float32", "bfloat16"]
-
-
-class Settings(Frozen):
-    """Everything, besides game and seed, that defines a run's result."""
-
-    environment: EnvironmentSettings
-    replay: ReplaySettings
-    world_model: WorldModelSettings
-    sequence_model: SequenceModelSettings
-    behaviour: BehaviourSettings
-    training: TrainingSettings
-
-
-class Recipe(Frozen):
-    """Everything that defines one run's result; its file's SHA-256 is the run's fingerprint.
-
-    Attributes:
-        format: version of this file's layout.
-        preset: name of the preset it came from.
-        game: name of the game.
-        seed: the run's seed.
-        settings: every hyperparameter.
-        code: hash of the run-defining code.
-        runtime: hash of the lock file that pins what the code runs on.
-    """
-
-    format: Literal[1]
-    preset: str
-    game: str
-    seed: Annotated[int, Field(ge=0)]
-    settings: Settings
-    code: str
-    runtime: str
 
 
 class EvaluationSettings(Frozen):
@@ -244,12 +66,17 @@ class Experiment(Frozen):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose floats include 1e-4, and in which a key given twice is an error."""
+    """YAML in which 1e-4 is a number, 010, 1:30 and dates are words, and no key comes twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(problem=f"{key!r} cannot be a key: a key is a word",
+                                           problem_mark=key_node.start_mark)  # fmt: skip
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice",
                                            problem_mark=key_node.start_mark)  # fmt: skip
@@ -257,11 +84,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"^[-+]?(?:0|[1-9][0-9_]*)$",
+    "tag:yaml.org,2002:float": (
+        r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)"
+        r"|\.(?:nan|NaN|NAN))$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [f for f in forms if f[0] not in {*_NUMBERS, "tag:yaml.org,2002:timestamp"}]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _form in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_form), list("-+0123456789."))
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -271,9 +106,19 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigurationError: naming `source` and the line, when the text is not YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        data = yaml.load(text, Loader=_Loader)
+        json.dumps(data)  # refuses what tags and anchors can make beyond plain values
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}" if mark else ""
+        snippet = mark.get_snippet() if mark else None
+        problem = " ".join(filter(None, (error.context, error.problem)))
+        raise ConfigurationError(
+            f"{source}{place}: not valid YAML: {problem}" + (f"\n{snippet}" if snippet else "")
+        ) from None
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{source}: not valid YAML: {error}") from None
+    return data
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -286,9 +131,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not UTF-8 text: {error}") from None
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
-        raise ConfigurationError(f"{path}: expected keys and values, found {type(data).__name__}")
+        found = "nothing" if data is None else repr(data)
+        raise ConfigurationError(f"{path}: expected keys and values, found {found}")
     return data
 
 
@@ -393,20 +241,46 @@ def _explain_one(
     details: ErrorDetails, origin: Mapping[tuple[str, ...], Layer], layers: list[Layer]
 ) -> str:
     location = tuple(str(part) for part in details["loc"])
-    if details["type"] == "missing":
-        sources = ", ".join(dict.fromkeys(layer.source for layer in layers))
-        return f"{sources}: {'.'.join(location)}: missing; give it a value"
     # The location of an item inside a list is longer than the key that holds the list.
     lengths = range(len(location), 0, -1)
-    path = next((location[:n] for n in lengths if location[:n] in origin), location)
-    layer = origin.get(path, layers[-1])
-    item = "".join(f"[{part}]" for part in location[len(path) :])
-    message = details["msg"].removeprefix("Value error, ")
-    allowed = details.get("ctx", {}).get("expected")
-    if allowed is not None:
-        choices = re.findall(r"'([^']*)'", str(allowed))
-        message = nearest(str(details["input"]), choices)
-    return f"{_where(layer, path)}{item} = {details['input']!r}: {message}"
+    path = next((location[:n] for n in lengths if location[:n] in origin), None)
+    if path is None:
+        sources = ", ".join(dict.fromkeys(layer.source for layer in layers if layer.data))
+        missing = details["type"] == "missing"
+        problem = "missing; give it a value" if missing else _problem(details)
+        return f"{sources}: {'.'.join(location)}: {problem}"
+    item = "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in location[len(path) :])
+    return f"{_where(origin[path], path)}{item} = {details['input']!r}: {_problem(details)}"
+
+
+_PROBLEMS = {
+    "bool_type": "expected true or false",
+    "dict_type": "expected keys and values",
+    "finite_number": "expected a finite number",
+    "float_type": "expected a number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_type": "expected a whole number",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "list_type": "expected a list such as [1, 2]",
+    "missing": "too few are listed",
+    "string_type": "expected a word",
+    "too_long": "at most {max_length} can be listed",
+    "too_short": "at least {min_length} must be listed",
+    "tuple_type": "expected a list such as [1, 2]",
+}
+"""What Pydantic's kinds of errors are called to people; the others by Pydantic's own words."""
+
+
+def _problem(details: ErrorDetails) -> str:
+    context = details.get("ctx", {})
+    if "expected" in context:
+        choices = re.findall(r"'([^']*)'", str(context["expected"]))
+        return nearest(str(details["input"]), choices)
+    if details["type"] in _PROBLEMS:
+        return _PROBLEMS[details["type"]].format_map(context)
+    return details["msg"].removeprefix("Value error, ")
 
 
 # --- presets and experiments ---------------------------------------------------------------------
@@ -425,21 +299,41 @@ def preset_layers(name: str, folder: Path = PRESETS) -> list[Layer]:
     """
     layers: list[Layer] = []
     seen: list[str] = []
-    current: str | None = name
+    current: Any = name
+    named = str(folder)
     while current is not None:
         if current in seen:
-            raise ConfigurationError(f"presets start from each other: {' -> '.join(seen)}")
-        if current not in preset_names(folder):
+            chain = " -> ".join([*seen, current])
             raise ConfigurationError(
-                f"{folder}: preset {current!r} does not exist. "
-                f"{nearest(current, preset_names(folder))}"
+                f"{named} = {current!r}: presets start from each other: {chain}"
             )
+        check_preset(current, named, folder)
         seen.append(current)
         path = folder / f"{current}.yaml"
         data = read_mapping(path)
-        current = data.pop("base", None)
+        current, named = data.pop("base", None), f"{path}: base"
         layers.insert(0, Layer(str(path), data))
     return layers
+
+
+def check_preset(name: Any, where: str, folder: Path = PRESETS) -> None:
+    """Check that a preset exists.
+
+    Args:
+        name: what was written.
+        where: where that was, file and key.
+        folder: of the presets.
+
+    Raises:
+        ConfigurationError: when it does not.
+    """
+    names = preset_names(folder)
+    if not names:
+        raise ConfigurationError(f"{folder}: no presets there; run this from the project's root")
+    if name not in names:
+        raise ConfigurationError(
+            f"{where} = {name!r}: no such preset in {folder}. {nearest(str(name), names)}"
+        )
 
 
 def load_preset(name: str, *overrides: Layer, folder: Path = PRESETS) -> Preset:
@@ -450,70 +344,83 @@ def load_preset(name: str, *overrides: Layer, folder: Path = PRESETS) -> Preset:
     """
     layers = [*preset_layers(name, folder), *overrides]
     preset = resolve(Preset, layers)
-    for path, problem in _conflicts(preset):
-        layer, value = _last(layers, path)
+    for keys, problem in _conflicts(preset):
+        layer, path, value = _last(layers, keys)
         raise ConfigurationError(f"{_where(layer, path)} = {value!r}: {problem}")
     return preset
 
 
-def _last(layers: list[Layer], path: tuple[str, ...]) -> tuple[Layer, Any]:
-    """Return the layer that had the last word on a key, and that word."""
+Keys = tuple[str, ...]
+"""A setting's place: the keys that lead to it."""
+
+
+def _last(layers: list[Layer], paths: tuple[Keys, ...]) -> tuple[Layer, Keys, Any]:
+    """Return the layer that had the last word on any of some settings, on which, and that word."""
     for layer in reversed(layers):
-        value: Any = layer.data
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            return layer, value
-    raise KeyError(path)
+        for path in paths:
+            value: Any = layer.data
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if value is not None:
+                return layer, path, value
+    raise KeyError(paths)
 
 
-def _conflicts(settings: Preset) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield settings that are fine alone but not together, with the key to change."""
-    model, sequence = settings.world_model, settings.sequence_model
-    behaviour, training = settings.behaviour, settings.training
-    capacity, image = settings.replay.capacity, settings.environment.image_size
-    if len(model.strides) != len(model.channels):
-        yield (
-            ("world_model", "strides"),
-            f"as many strides as channels are needed ({len(model.channels)})",
-        )
-    shrink = 1
-    for stride in model.strides:
-        shrink *= stride
-    if image % shrink:
-        yield (
-            ("world_model", "strides"),
-            f"their product {shrink} must divide environment.image_size = {image}",
-        )
-    inner = sequence.expand * sequence.width
-    if sequence.kind == "mamba2" and inner % sequence.head_width:
-        yield (
-            ("sequence_model", "head_width"),
-            f"must divide expand * width = {inner}",
-        )
-    if sequence.kind in ("transformer", "rwkv") and sequence.width % sequence.head_width:
-        yield (
-            ("sequence_model", "head_width"),
-            f"must divide width = {sequence.width}",
-        )
-    for path, length in (
-        (("world_model", "sequence_length"), model.sequence_length),
-        (("behaviour", "context_length"), behaviour.context_length),
+def _conflicts(settings: Settings) -> Iterator[tuple[tuple[Keys, ...], str]]:
+    """Yield settings that are fine alone but not together, and what is wrong with them."""
+    yield from _conflicting_networks(settings)
+    capacity, training = settings.replay.capacity, settings.training
+    model, behaviour = settings.world_model, settings.behaviour
+    stored = min(capacity, training.random_steps)
+    ring, start = ("replay", "capacity"), ("training", "random_steps")
+    for section, batch_key, batch, length_key, length in (
+        ("world_model", "batch_size", model.batch_size, "sequence_length", model.sequence_length),
+        ("behaviour", "contexts", behaviour.contexts, "context_length", behaviour.context_length),
     ):
+        lengths = (section, length_key)
         if length > capacity:
-            yield path, f"a sequence cannot be longer than the buffer, replay.capacity = {capacity}"
-    for path, batch, length in (
-        (("world_model", "batch_size"), model.batch_size, model.sequence_length),
-        (("behaviour", "contexts"), behaviour.contexts, behaviour.context_length),
-    ):
-        stored = min(capacity, training.random_steps)
+            yield (
+                (lengths, ring),
+                f"{section}.{length_key} = {length} cannot be longer than the buffer, "
+                f"replay.capacity = {capacity}",
+            )
         if batch + length - 1 > stored:
             yield (
-                path,
-                f"that many different windows of {length} steps need {batch + length - 1} stored "
-                f"transitions, but the first update comes after {stored} "
-                "(the smaller of training.random_steps and replay.capacity)",
+                ((section, batch_key), lengths, start, ring),
+                f"{section}.{batch_key} = {batch} different windows of {length} steps need "
+                f"{batch + length - 1} stored transitions, but the first update comes after "
+                f"{stored} (the smaller of training.random_steps and replay.capacity)",
             )
+
+
+def _conflicting_networks(settings: Settings) -> Iterator[tuple[tuple[Keys, ...], str]]:
+    model, sequence = settings.world_model, settings.sequence_model
+    strides, channels = ("world_model", "strides"), ("world_model", "channels")
+    image = settings.environment.image_size
+    if len(model.strides) != len(model.channels):
+        yield (
+            (strides, channels),
+            f"there must be as many world_model.strides ({len(model.strides)}) "
+            f"as world_model.channels ({len(model.channels)})",
+        )
+    if image % math.prod(model.strides):
+        yield (
+            (strides, ("environment", "image_size")),
+            f"the product of world_model.strides, {math.prod(model.strides)}, must divide "
+            f"environment.image_size = {image}",
+        )
+    divided = {
+        "mamba2": ("expand * width", sequence.expand * sequence.width),
+        "transformer": ("width", sequence.width),
+        "rwkv": ("width", sequence.width),
+    }
+    name, width = divided.get(sequence.kind, ("", 0))
+    if width % sequence.head_width:
+        keys = ("head_width", "width", "expand", "kind")
+        yield (
+            tuple(("sequence_model", key) for key in keys),
+            f"sequence_model.head_width = {sequence.head_width} must divide {name} = {width}",
+        )
 
 
 def parse_assignment(text: str) -> Layer:
@@ -540,14 +447,24 @@ def load_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if isinstance(given.get("games"), (list, tuple)):
         listed = data.get("games") if isinstance(data.get("games"), Mapping) else {}
+        if len(set(given["games"])) != len(given["games"]):
+            raise ConfigurationError(
+                f"command line: games = {list(given['games'])!r}: a game is given twice"
+            )
         given["games"] = {game: (listed or {}).get(game) or {} for game in given["games"]}
     games = given.get("games", data.get("games"))
-    if isinstance(games, Mapping):  # `Pong:` with nothing behind it is an empty override
-        games = {game: value or {} for game, value in games.items()}
     source = {True: "command line", False: str(path)}
     layers = [Layer(str(path), data), Layer("command line", {**given})]
-    layers.append(Layer(source["games" in given], {"games": games}))
+    if isinstance(games, Mapping):  # `Pong:` with nothing behind it is an empty override
+        games = {game: {} if value is None else value for game, value in games.items()}
+        layers.append(Layer(source["games" in given], {"games": games}))
+    elif games is not None:
+        raise ConfigurationError(
+            f"{source['games' in given]}: games = {games!r}: expected names with their overrides, "
+            "such as {Pong: {}, Krull: {}}"
+        )
     experiment = resolve(Experiment, layers)
+    check_preset(experiment.preset, f"{source['preset' in given]}: preset")
     for game in experiment.games:
         if game not in GAMES:
             raise ConfigurationError(
@@ -577,9 +494,20 @@ def read_recipe_text(path: Path) -> tuple[Recipe, str]:
             f"{path}: no recipe there ({error.strerror}). `drama plan` writes them to "
             "results/<preset>/recipes/<Game>/seed<k>.json"
         ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not a recipe: {error}") from None
     try:
-        return Recipe.model_validate_json(text), text
+        recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ConfigurationError(f"{path}: not a recipe: {place}: {first['msg']}") from None
+        problem = first["msg"] if first["type"] == "missing" else _problem(first)
+        raise ConfigurationError(
+            f"{path}: not a recipe: {f'{place}: ' if place else ''}{problem}"
+        ) from None
+    if recipe.game not in GAMES:
+        problem = f"unknown game. {nearest(recipe.game, GAMES)}"
+        raise ConfigurationError(f"{path}: game = {recipe.game!r}: {problem}")
+    for _, problem in _conflicts(recipe.settings):
+        raise ConfigurationError(f"{path}: settings: {problem}")
+    return recipe, text

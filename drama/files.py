@@ -71,8 +71,13 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
-    """Write a Parquet file as a whole, zstd-compressed."""
-    options = {"compression": "zstd", "compression_level": ZSTD_LEVEL, **options}
+    """Write a Parquet file as a whole, zstd-compressed, with checksums that readers can verify."""
+    options = {
+        "compression": "zstd",
+        "compression_level": ZSTD_LEVEL,
+        "write_page_checksum": True,
+        **options,
+    }
     with replacing(path) as temporary:
         pq.write_table(table, temporary, **options)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from drama.behaviour.actor_critic import Actor, Behaviour, InputNormaliser
 from drama.behaviour.imagination import Trajectories
-from drama.config import BehaviourSettings, Preset
+from drama.config import Preset
+from drama.settings import BehaviourSettings
 
 WIDTH, ACTIONS, BINS = 6, 3, 41
 MakeBehaviour = Callable[..., Behaviour]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drama.config import EnvironmentSettings
 from drama.env.atari import Atari
+from drama.settings import EnvironmentSettings
 
 SIZE = 64
 

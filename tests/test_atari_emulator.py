@@ -15,9 +15,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from drama.config import ATARI_100K, ConfigurationError, EnvironmentSettings
 from drama.env import make
 from drama.env.atari import Atari, open_console
+from drama.errors import ConfigurationError
+from drama.settings import ATARI_100K, EnvironmentSettings
 
 # Minimal action sets of the 26 games, as the ALE documentation lists them.
 ACTIONS = {

@@ -14,9 +14,10 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drama.config import ConfigurationError, EnvironmentSettings
 from drama.env import make
 from drama.env.catch import OBJECT_COLOUR, PADDLE_COLOUR, STEPS, Catch
+from drama.errors import ConfigurationError
+from drama.settings import EnvironmentSettings
 
 LEFT, STAY, RIGHT = 0, 1, 2
 

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from drama.config import ReplaySettings
 from drama.replay.buffer import Batch, ReplayBuffer, Transition
 from drama.replay.sampling import (
     Sampler,
@@ -22,6 +21,7 @@ from drama.replay.sampling import (
     imagination_log_weights,
     world_model_log_weights,
 )
+from drama.settings import ReplaySettings
 
 SHAPE = (1, 1, 3)
 

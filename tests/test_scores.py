@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_files import digest, write_evaluation, write_results
 
-from drama.config import ATARI_100K
 from drama.report.scores import (
     ReportError,
     aggregate,
@@ -23,6 +22,7 @@ from drama.report.scores import (
     read_plan,
     read_scores,
 )
+from drama.settings import ATARI_100K
 
 BASELINES = load_baselines()
 RETURNS = {"Pong": [[-20.0, -18.0], [-21.0, -20.4]], "Boxing": [[1.0, 3.0, 5.0], [0.1, 0.1, 0.1]]}

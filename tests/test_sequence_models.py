@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from drama.config import ConfigurationError, Layer, Preset, Recipe, SequenceModelSettings
+from drama.config import Layer, Preset
 from drama.config import load_preset as load
+from drama.errors import ConfigurationError
 from drama.model.sequence import SequenceModel, State, build
 from drama.model.sequence.base import Mixer
 from drama.model.sequence.gru import GRU
@@ -22,6 +23,7 @@ from drama.model.sequence.mamba import Mamba, selective_scan
 from drama.model.sequence.rwkv import ChannelMixing, TimeMixing, chunked_wkv
 from drama.model.sequence.transformer import CONTEXT, MLP, Attention
 from drama.model.world_model import WorldModel
+from drama.settings import Recipe, SequenceModelSettings
 from drama.training.checkpoint import load_checkpoint
 from drama.training.loop import CHECKPOINT, Runtime, train
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from drama.behaviour.imagination import Trajectories
 from drama.behaviour.returns import ReturnScale, lambda_return
-from drama.config import BehaviourSettings
 from drama.model.distributions import TwoHot, sample_one_hot
 from drama.model.nets import multilayer_perceptron
+from drama.settings import BehaviourSettings
 
 ACTOR_LAST_GAIN = 0.001
 HIDDEN_GAIN = 2**0.5

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from drama.behaviour.actor_critic import Behaviour
 from drama.behaviour.imagination import join_state
-from drama.config import Settings
 from drama.model.distributions import sample_one_hot
 from drama.model.world_model import WorldModel
+from drama.settings import Settings
 
 
 class ActingWindow:

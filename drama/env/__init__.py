@@ -1,4 +1,4 @@
-"""Environments, one of the innermost rings: imports drama.config and nothing else of the project.
+"""Environments, one of the innermost rings: imports nothing of the project but settings and errors.
 
 base.py     the interface: a Gymnasium environment whose state can be saved
 atari.py    the 26 games of Atari100k, under its protocol
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 
-from drama.config import ATARI_100K, CATCH, GAMES, ConfigurationError, EnvironmentSettings
 from drama.env.atari import Atari
 from drama.env.base import AgentEnvironment
 from drama.env.catch import SIZE, Catch
+from drama.errors import ConfigurationError
+from drama.settings import ATARI_100K, CATCH, GAMES, EnvironmentSettings
 
 __all__ = ["AgentEnvironment", "make"]
 
@@ -21,7 +22,7 @@ def make(game: str, settings: EnvironmentSettings) -> AgentEnvironment:
     """Open a game by its name, one environment of its own.
 
     Args:
-        game: one of `drama.config.ATARI_100K`, or Catch8 or Catch16.
+        game: one of `drama.settings.ATARI_100K`, or Catch8 or Catch16.
         settings: how it is played. Catch has one way to be played, at 64x64 pixels: of the
             settings it knows only the image size.
 

@@ -23,8 +23,8 @@ import cv2
 import gymnasium
 import numpy as np
 
-from drama.config import EnvironmentSettings
 from drama.env.base import AgentEnvironment, Frame, State, Step, check_state
+from drama.settings import EnvironmentSettings
 
 _STATE_KEYS = frozenset({"game", "before_reset", "played", "emulator", "reset_due"})
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drama.config import Settings
 from drama.model.distributions import (
     TwoHot,
     categorical_kl,
@@ -23,6 +22,7 @@ from drama.model.distributions import (
 )
 from drama.model.nets import Decoder, Encoder, Head, to_pixels
 from drama.model.sequence import SequenceModel, State, build
+from drama.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drama.config import ReplaySettings
 from drama.replay.buffer import Batch, ReplayBuffer
+from drama.settings import ReplaySettings
 
 Counts = npt.NDArray[np.int32]
 LogWeights = npt.NDArray[np.float64]

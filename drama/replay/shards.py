@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drama.config import DramaError
+from drama.errors import DramaError
 from drama.files import replacing
 from drama.replay.buffer import Columns, ReplayBuffer, check_columns
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rliable import library, metrics
 
-from drama.config import DramaError
+from drama.errors import DramaError
 from drama.files import sha256_file
 
 FORMAT = 1

@@ -13,8 +13,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from drama.config import SequenceModelSettings
 from drama.model.nets import RMSNorm
+from drama.settings import SequenceModelSettings
 
 State = dict[str, Tensor]
 """What a mixer carries from step to step: named tensors, batch first."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from drama.config import SequenceModelSettings
 from drama.model.sequence.base import Mixer, State
+from drama.settings import SequenceModelSettings
 
 
 class GRU(Mixer):

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drama.config import SequenceModelSettings
 from drama.model.sequence.base import Mixer, State
 from drama.model.sequence.mamba2 import DT_FLOOR, DT_RANGE
+from drama.settings import SequenceModelSettings
 
 CHANNELS_PER_RANK = 16
 """Step sizes come from a projection of rank D / 16, the authors' default."""

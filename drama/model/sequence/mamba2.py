@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drama.config import SequenceModelSettings
 from drama.model.nets import NORM_EPSILON
 from drama.model.sequence.base import Mixer, State
+from drama.settings import SequenceModelSettings
 
 A_RANGE = (1.0, 16.0)
 DT_RANGE = (0.001, 0.1)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drama.config import SequenceModelSettings
 from drama.model.nets import NORM_EPSILON
 from drama.model.sequence.base import Mixer, State
+from drama.settings import SequenceModelSettings
 
 SHIFT_RANK = 32
 DECAY_RANK = 64

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drama.config import ConfigurationError, SequenceModelSettings
+from drama.errors import ConfigurationError
 from drama.model.sequence.base import Mixer, State
+from drama.settings import SequenceModelSettings
 
 CONTEXT = 2048
 """Steps that attention sees, the current one included."""

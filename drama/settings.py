@@ -1,0 +1,175 @@
+"""The settings that define a run, and the recipe that holds them: names, types, bounds.
+
+Values are in config/presets/; how layers of them are read and checked is in `drama.config`, which
+is not part of a run's fingerprint.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+ATARI_100K = (
+    "Alien", "Amidar", "Assault", "Asterix", "BankHeist", "BattleZone", "Boxing", "Breakout",
+    "ChopperCommand", "CrazyClimber", "DemonAttack", "Freeway", "Frostbite", "Gopher", "Hero",
+    "Jamesbond", "Kangaroo", "Krull", "KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert",
+    "RoadRunner", "Seaquest", "UpNDown",
+)  # fmt: skip
+"""The 26 games of the Atari100k benchmark (Kaiser et al. 2020), by their ALE names."""
+
+CATCH = ("Catch8", "Catch16")
+"""The project's own small games, for checking that the agent learns (drama/env/catch.py)."""
+
+GAMES = ATARI_100K + CATCH
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, strictly typed, no unknown keys, no hidden defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Size = Annotated[int, Field(ge=1, le=65_536)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Widths = Annotated[tuple[Size, ...], Field(min_length=1)]
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if not value[0] < value[1]:
+        raise ValueError("the first of the two must be the smaller one")
+    return value
+
+
+class EnvironmentSettings(Frozen):
+    """How a game is played (Atari100k protocol)."""
+
+    action_repeat: Annotated[int, Field(ge=1, le=64)]
+    image_size: Annotated[int, Field(ge=8, le=256)]
+    max_frames: Count
+    actions: Literal["minimal", "full"]
+
+
+class ReplaySettings(Frozen):
+    """Replay memory and the distribution its windows are drawn from (DFS, section 2.3)."""
+
+    sampling: Literal["dfs", "uniform"]
+    capacity: Count
+    world_model_temperature: Positive
+    imagination_temperature: Positive
+    alpha: NonNegative
+    beta: NonNegative
+    shuffle_rewards: bool
+
+
+class OptimiserSettings(Frozen):
+    """LaProp (Ziyin et al. 2020) with linear warm-up and gradient clipping."""
+
+    learning_rate: Positive
+    warmup_updates: Annotated[int, Field(ge=0)]
+    clip_norm: Positive
+    weight_decay: Rate
+    beta1: Rate
+    beta2: Rate
+    epsilon: Positive
+
+
+class SequenceModelSettings(Frozen):
+    """The sequence model f, which turns latents and actions into deterministic states d."""
+
+    kind: Literal["mamba2", "mamba", "transformer", "gru", "rwkv"]
+    width: Size
+    blocks: Annotated[int, Field(ge=1, le=64)]
+    dropout: Rate
+    state_size: Size
+    convolution_width: Annotated[int, Field(ge=2, le=4)]
+    expand: Annotated[int, Field(ge=1, le=8)]
+    head_width: Size
+    chunk_length: Size
+
+
+class WorldModelSettings(Frozen):
+    """Encoder, decoder, latent and heads of the world model, and how it is trained."""
+
+    channels: Widths
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(min_length=1)]
+    categoricals: Size
+    classes: Annotated[int, Field(ge=2, le=65_536)]
+    uniform_mix: Rate
+    head_hidden: Size
+    bins: Annotated[int, Field(ge=3, le=65_535)]
+    bin_limit: Positive
+    free_nats: NonNegative
+    dynamics_weight: NonNegative
+    representation_weight: NonNegative
+    batch_size: Count
+    sequence_length: Annotated[int, Field(ge=2, le=1_000_000)]
+    optimiser: OptimiserSettings
+
+
+class BehaviourSettings(Frozen):
+    """Actor, critic and the imagination they learn from."""
+
+    actor_hidden: Size
+    critic_hidden: Size
+    layers: Annotated[int, Field(ge=1, le=16)]
+    contexts: Count
+    context_length: Count
+    horizon: Count
+    discount: Fraction
+    lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")]
+    entropy_weight: NonNegative
+    return_percentiles: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
+    return_ema: Rate
+    slow_critic_ema: Rate
+    act_on: Literal["prior", "posterior"]
+    acting_window: Count
+    optimiser: OptimiserSettings
+
+
+class TrainingSettings(Frozen):
+    """The schedule: how long, how much random play first, how often each part is updated."""
+
+    total_steps: Count
+    random_steps: Count
+    world_model_every: Count
+    behaviour_every: Count
+    log_every: Count
+    precision: Literal["auto", "float32", "bfloat16"]
+
+
+class Settings(Frozen):
+    """Everything, besides game and seed, that defines a run's result."""
+
+    environment: EnvironmentSettings
+    replay: ReplaySettings
+    world_model: WorldModelSettings
+    sequence_model: SequenceModelSettings
+    behaviour: BehaviourSettings
+    training: TrainingSettings
+
+
+class Recipe(Frozen):
+    """Everything that defines one run's result; its file's SHA-256 is the run's fingerprint.
+
+    Attributes:
+        format: version of this file's layout.
+        preset: name of the preset it came from.
+        game: name of the game.
+        seed: the run's seed.
+        settings: every hyperparameter.
+        code: hash of the run-defining code.
+        runtime: hash of the lock file that pins what the code runs on.
+    """
+
+    format: Literal[1]
+    preset: str
+    game: str
+    seed: Annotated[int, Field(ge=0)]
+    settings: Settings
+    code: str
+    runtime: str
