@@ -1,0 +1,61 @@
+"""Stopping on request: what SIGTERM and Ctrl-C do to a command that can go on later."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from drama.errors import DramaError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(DramaError):
+    """The command was asked to stop; what it had reached is saved, and it can go on from there."""
+
+    exit_code = 75
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Let a request end the command at once, while there is nothing that must be saved first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _say(b"stopped; the same command goes on\n")
+        # Not an Exception, which libraries that are just being imported might swallow.
+        raise SystemExit(Stopped.exit_code)
+
+    with _handling(stop):
+        yield
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turn requests into a flag that the training loop looks at after each step."""
+    requested = False
+
+    def request(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if not requested:
+            _say(b"stopping: this step is finished and everything saved first\n")
+        requested = True
+
+    with _handling(request):
+        yield lambda: requested
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = [signal.signal(number, handler) for number in SIGNALS]
+    try:
+        yield
+    finally:
+        for number, earlier in zip(SIGNALS, before, strict=True):
+            signal.signal(number, earlier)
+
+
+def _say(text: bytes) -> None:
+    os.write(2, text)  # a handler may interrupt a print, whose buffer it must not touch

@@ -1,0 +1,172 @@
+"""What a person sees of a run: a progress bar, or a line now and then, and status.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from drama.files import write_json
+
+LINE_SECONDS = 30.0
+STATUS_SECONDS = 10.0
+
+
+@dataclass
+class Status:
+    """A run's live state, as kept in status.json for whoever asks from another machine.
+
+    Attributes:
+        fingerprint: of the run, in full.
+        state: running, stopped, done or failed.
+        step: agent steps done.
+        total_steps: agent steps to do.
+        steps_per_second: lately.
+        last_return: of the last finished episode; None before one is.
+        wall_seconds: spent so far, all sittings together.
+        updated: when this was written, ISO 8601 in UTC.
+        message: why it failed.
+    """
+
+    fingerprint: str
+    state: str
+    step: int
+    total_steps: int
+    steps_per_second: float = 0.0
+    last_return: float | None = None
+    wall_seconds: float = 0.0
+    updated: str = ""
+    message: str = ""
+
+    @classmethod
+    def resumed(cls, path: Path, fingerprint: str, total_steps: int) -> Status:
+        """Return the state of a run that begins, or goes on, with what earlier sittings left."""
+        status = cls(fingerprint, "running", 0, total_steps)
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            if earlier["fingerprint"] == fingerprint:
+                status.wall_seconds = float(earlier["wall_seconds"])
+                status.last_return = earlier["last_return"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # It only informs: a run does not depend on it.
+        return status
+
+    def write(self, path: Path) -> None:
+        """Write status.json."""
+        self.updated = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path, asdict(self))
+
+    def fail(self, path: Path, error: Exception) -> None:
+        """Write status.json of a run that could not even go on."""
+        self.state, self.message = "failed", str(error)
+        self.write(path)
+
+
+class Reporter:
+    """Shows progress: a bar on a terminal, one line every half minute elsewhere.
+
+    Args:
+        title: the run's name.
+        status: what to show; changed by the training loop.
+        path: where status.json lies.
+    """
+
+    def __init__(self, title: str, status: Status, path: Path) -> None:
+        self.title = title
+        self.status = status
+        self.path = path
+        self.losses = ""
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._earlier_seconds = status.wall_seconds
+        self._started = time.monotonic()
+        self._line_due = self._started + LINE_SECONDS
+        self._status_due = self._started
+        self._mark = (self._started, status.step)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.add_task(
+                self.title, total=self.status.total_steps, completed=self.status.step,
+                rate="", detail="",
+            )  # fmt: skip
+            self._bar.start()
+        else:
+            self._say(f"{self.title}: from step {self.status.step} of {self.status.total_steps}")
+        self.status.state = "running"
+        self.status.write(self.path)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        # A disk that is full must not hide the error that it caused.
+        with suppress(OSError) if error else nullcontext():
+            self.tick(self.status.step)
+            self.status.write(self.path)
+
+    def tick(self, step: int) -> None:
+        """Take note that `step` agent steps are done; cheap enough for every step."""
+        now = time.monotonic()
+        status = self.status
+        status.step = step
+        status.wall_seconds = self._earlier_seconds + now - self._started
+        if now >= self._status_due:
+            then, before = self._mark
+            if now > then:
+                status.steps_per_second = (step - before) / (now - then)
+            self._mark = (now, step)
+            self._status_due = now + STATUS_SECONDS
+            status.write(self.path)
+        if self._bar:
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=step,
+                rate=f"{status.steps_per_second:.1f} steps/s",
+                detail=self._detail(),
+            )
+        elif now >= self._line_due:
+            self._line_due = now + LINE_SECONDS
+            self._say(self._line())
+
+    def _detail(self) -> str:
+        last = "" if self.status.last_return is None else f"return {self.status.last_return:g} · "
+        return f"{last}{self.losses}"
+
+    def _line(self) -> str:
+        status = self.status
+        rate = status.steps_per_second
+        left = (status.total_steps - status.step) / rate if rate else math.inf
+        ahead = f"{left / 60:.0f} min left" if math.isfinite(left) else "time left unknown"
+        return (
+            f"{self.title}: step {status.step} of {status.total_steps} · {rate:.1f} steps/s · "
+            f"{ahead} · {self._detail()}"
+        )
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
