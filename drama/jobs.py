@@ -1,0 +1,85 @@
+"""What a job of the pipeline does: train one run, evaluate one run, each into the run's folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from drama.errors import DramaError
+from drama.evaluation import load_agent, play, write_evaluation
+from drama.recipes import EvaluationFiles, RunFiles
+from drama.runs import is_whole, locked, make_current, write_record
+from drama.training.loop import CHECKPOINT, Runtime, train
+
+
+class RunIncomplete(DramaError):
+    """A run that is not trained to its end."""
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device's name for records, such as `cpu` or `NVIDIA H100 80GB HBM3`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def train_run(run: RunFiles, device: torch.device, threads: int, checkpoint_every: int) -> None:
+    """Train a run to its end and write its record; a whole run is left alone.
+
+    Raises:
+        RunBusy: when another process works on the run.
+        Stopped: when it was asked to stop; the same call goes on.
+        TrainingFailed, CheckpointError: when it cannot go on.
+    """
+    with locked(run.folder):
+        make_current(run.folder, run.fingerprint)
+        if run.record.exists():
+            _say(f"{run.record}: this run is whole already")
+            return
+        status = train(
+            run.recipe, run.fingerprint, run.folder, Runtime(device, threads, checkpoint_every)
+        )
+        write_record(
+            run.record,
+            run.recipe.model_dump(mode="json", by_alias=True),
+            run.fingerprint,
+            device=device_name(device),
+            seconds=status.wall_seconds,
+            steps=status.total_steps,
+        )
+        _say(f"{run.record}: trained in {status.wall_seconds / 60:.1f} min")
+
+
+def evaluate_run(
+    run: RunFiles, evaluation: EvaluationFiles, device: torch.device, threads: int
+) -> Path:
+    """Score a whole run and write its evaluation.
+
+    Returns:
+        The evaluation's file.
+
+    Raises:
+        RunIncomplete: when the run is not whole.
+        CheckpointError: when its checkpoint is damaged.
+    """
+    torch.set_num_threads(threads)
+    if not is_whole(run.folder, run.fingerprint):
+        raise RunIncomplete(f"{run.folder}: not trained to its end; `drama train {run.path}`")
+    with locked(run.folder):
+        make_current(run.folder, run.fingerprint)
+        agent = load_agent(run.recipe, run.folder / CHECKPOINT, run.fingerprint, device)
+        episodes = play(agent, run.recipe, evaluation.settings)
+        header = {
+            "run": run.fingerprint,
+            "fingerprint": evaluation.fingerprint,
+            "settings": evaluation.settings.model_dump(),
+            "device": device_name(device),
+        }
+        write_evaluation(evaluation.path, episodes, run.recipe, header)
+    mean = sum(episode.episode_return for episode in episodes) / len(episodes)
+    _say(f"{evaluation.path}: mean return {mean:g} over {len(episodes)} episodes")
+    return evaluation.path
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,169 @@
+"""A run's folder: who owns it, what makes it whole, what happens to another run found there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from drama.errors import DramaError
+from drama.files import remove_leftovers, sha256_file, write_json
+
+SHORT = 16
+"""Hexadecimal digits of a fingerprint that file names carry."""
+
+STATUS = "status.json"
+ARTIFACTS = ("checkpoint.parquet", "episodes.parquet", "training.parquet", "replay/part-*.parquet")
+VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "pyarrow")
+
+
+class RunBusy(DramaError):
+    """Another process works on the run."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no two processes work on it.
+
+    The lock is the operating system's and goes with the process, however that ends.
+
+    Raises:
+        RunBusy: when another process holds it.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusy(
+                f"{folder}: another process works on this run; wait for it, or stop it"
+            ) from None
+        yield
+
+
+def owner(folder: Path) -> str | None:
+    """Return the (shortened) fingerprint of the run whose files lie in a folder, None if empty."""
+    for record in folder.glob("run-*.json"):
+        return record.stem.removeprefix("run-")
+    try:
+        return str(json.loads((folder / STATUS).read_text(encoding="utf-8"))["fingerprint"])[:SHORT]
+    except FileNotFoundError:
+        return "unknown" if folder.is_dir() and any(folder.iterdir()) else None
+    except (ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def is_whole(folder: Path, fingerprint: str) -> bool:
+    """Say whether a run is trained to its end, in its folder or set aside."""
+    name = f"run-{fingerprint[:SHORT]}.json"
+    return any((place / name).exists() for place in (folder, superseded(folder, fingerprint)))
+
+
+def superseded(folder: Path, fingerprint: str) -> Path:
+    """Return where a run is kept while another has its folder."""
+    results, relative = folder.parents[2], folder.relative_to(folder.parents[1])
+    return results / "superseded" / relative / fingerprint[:SHORT]
+
+
+def is_current(folder: Path, fingerprint: str) -> bool:
+    """Say whether a folder holds this run, or nothing while this run is not kept elsewhere."""
+    present = owner(folder)
+    if present == fingerprint[:SHORT]:
+        return True
+    return present is None and not superseded(folder, fingerprint).exists()
+
+
+def make_current(folder: Path, fingerprint: str) -> None:
+    """Give a run its folder: set another aside, bring this one back if it was set aside before.
+
+    Call it with the folder locked. Nothing is deleted or overwritten.
+    """
+    remove_leftovers(folder)
+    if is_current(folder, fingerprint):
+        return
+    present = owner(folder)
+    if present is not None:
+        aside = _free(superseded(folder, present))
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(aside)
+    earlier = superseded(folder, fingerprint)
+    if earlier.exists():
+        if folder.is_dir():  # empty, or it would have had an owner
+            folder.rmdir()
+        earlier.rename(folder)
+
+
+def _free(path: Path) -> Path:
+    """Return the path, or the first numbered one beside it that is not taken."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def restore(folder: Path, fingerprint: str) -> None:
+    """Bring back a run that was set aside, unless somebody works on the run that has its folder."""
+    if not superseded(folder, fingerprint).exists():
+        return
+    try:
+        with locked(folder):
+            make_current(folder, fingerprint)
+    except RunBusy:
+        return
+
+
+def write_record(
+    path: Path, recipe: dict[str, Any], fingerprint: str, *, device: str, seconds: float, steps: int
+) -> None:
+    """Write run-<fingerprint>.json, which says that the run in its folder is whole.
+
+    Args:
+        path: the record.
+        recipe: what the run was made from.
+        fingerprint: the recipe's SHA-256.
+        device: what it ran on.
+        seconds: wall time of all sittings together.
+        steps: agent steps.
+    """
+    folder = path.parent
+    files = sorted(file for pattern in ARTIFACTS for file in folder.glob(pattern))
+    record = {
+        "format": 1,
+        "fingerprint": fingerprint,
+        "recipe": recipe,
+        "artifacts": [
+            {
+                "path": file.relative_to(folder).as_posix(),
+                "sha256": sha256_file(file),
+                "bytes": file.stat().st_size,
+            }
+            for file in files
+        ],
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in VERSIONED},
+        "device": device,
+        "wall_seconds": round(seconds, 1),
+        "steps": steps,
+        "git_commit": git_commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(path, record)
+
+
+def git_commit() -> str | None:
+    """Return the code's commit, with `-dirty` behind it when files differ; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

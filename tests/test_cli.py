@@ -1,0 +1,251 @@
+"""The `drama` command: exit codes, what it says, that a mistake writes nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from workspace import EXPERIMENT, GAME, SEED, Workspace, make_workspace
+
+from drama.cli import main
+from drama.recipes import read_recipe
+from drama.runs import locked
+
+RECIPE = f"results/tiny/recipes/{GAME}/seed{SEED}.json"
+NO_SUCH_GPU = f"cuda:{torch.cuda.device_count()}"
+
+
+class Command:
+    """The command, run in this process."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self.patch, self.capture = patch, capture
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Return exit code, output and error output."""
+        self.patch.setattr(sys, "argv", ["drama", *arguments])
+        try:
+            main()
+            code: int | str | None = 0
+        except SystemExit as stop:
+            code = stop.code
+        captured = self.capture.readouterr()
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+
+@pytest.fixture
+def drama(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.setenv("COLUMNS", "200")
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.chdir(tmp_path)
+    return make_workspace(tmp_path)
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+def test_help_names_the_commands_and_exit_codes(drama: Command) -> None:
+    for arguments in (["--help"], []):
+        code, output, errors = drama(*arguments)
+        text = output + errors
+        assert all(word in text for word in ("plan", "train", "evaluate", "report", "75"))
+        assert "arXiv 2410.08893" in text
+        assert code == (0 if arguments else 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "explained"),
+    [
+        ("plan", ["--config", "--preset", "--games", "--seeds", "--set", "config/config.yaml"]),
+        ("train", ["recipe", "--device", "--threads", "--checkpoint-every", "75", "superseded"]),
+        ("evaluate", ["recipe", "--device", "--threads", "evaluation-<fingerprint>.parquet"]),
+        ("report", ["results", "recipes/report.json"]),
+    ],
+)
+def test_every_command_explains_itself(drama: Command, command: str, explained: list[str]) -> None:
+    code, output, _ = drama(command, "--help")
+    assert code == 0
+    assert all(word in output for word in explained), output
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def test_plan_says_what_it_planned(drama: Command, workspace: Workspace) -> None:
+    code, output, errors = drama("plan")
+    assert (code, errors) == (0, "")
+    assert output == "1 runs planned under preset tiny, 0 of them trained: results/tiny/recipes\n"
+    assert workspace.recipe.exists()
+
+
+def test_plan_takes_words_over_the_file(drama: Command, workspace: Workspace) -> None:
+    arguments = ["--preset", "quick", "--games", "Pong, Krull", "--seeds", "4,5"]
+    code, _, _ = drama("plan", *arguments, "--set", "behaviour.horizon=2", "--set", "replay.beta=0")
+    assert code == 0
+    recipes = workspace.root / "results/quick/recipes"
+    assert {str(path.relative_to(recipes)) for path in recipes.glob("*/*[0-9].json")} == {
+        "Pong/seed4.json", "Pong/seed5.json", "Krull/seed4.json", "Krull/seed5.json",
+    }  # fmt: skip
+    settings = read_recipe(recipes / "Krull/seed5.json").recipe.settings
+    assert (settings.behaviour.horizon, settings.replay.beta) == (2, 0)
+
+
+WRONG_PLANS = [
+    (["--config", "nowhere.yaml"], ["nowhere.yaml: cannot be read"]),
+    (["--preset", "qick"], ["command line: preset = 'qick'", "Did you mean 'quick'"]),
+    (["--preset", ""], ["command line: preset = ''"]),
+    (["--games", "Pong,Krul"], ["command line: games.Krul", "Did you mean 'Krull'"]),
+    (["--games", ""], ["command line: games.: unknown game"]),
+    (["--games", "Pong,Pong"], ["command line: games = ['Pong', 'Pong']", "twice"]),
+    (["--seeds", "0,x"], ["--seeds '0,x'", "0,1,2"]),
+    (["--seeds", ""], ["--seeds ''"]),
+    (["--seeds", "0,0"], ["command line: seeds = [0, 0]", "twice"]),
+    (["--seeds", "-1"], ["command line: seeds[0] = -1", "at least 0"]),
+    (["--set", "environment.actions=31"], ["--set: environment.actions = 31", "minimal, full"]),
+    (["--set", "behaviour.horizon=-3"], ["--set: behaviour.horizon = -3", "at least 1"]),
+    (["--set", "behaviour.horizn=3"], ["--set: behaviour.horizn = 3", "Did you mean 'horizon'"]),
+    (["--set", "world_model.batch_size=500"], ["--set: world_model.batch_size = 500"]),
+    (["--set", "training.total_steps=1e3"], ["= 1000.0", "whole number"]),
+    (["--set", "training.total_steps="], ["= None", "whole number"]),
+    (["--set", "training"], ["--set training: expected section.key=value"]),
+    (["--set", "training=[1"], ["--set training=[1", "not valid YAML"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG_PLANS, ids=lambda value: " ".join(value))
+def test_a_wrong_plan_exits_with_2_and_writes_nothing(
+    drama: Command, workspace: Workspace, arguments: list[str], said: list[str]
+) -> None:
+    before = workspace.tree()
+    code, output, errors = drama("plan", *arguments)
+    assert (code, output) == (2, "")
+    assert all(word in errors for word in said), errors
+    assert "Traceback" not in errors and "pydantic" not in errors
+    assert workspace.tree() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["pln"], ["train"], ["train", "a", "b"], ["train", "--speed", "3"], ["plan", "--set"],
+     ["train", RECIPE, "--threads", "0"], ["train", RECIPE, "--checkpoint-every", "0"],
+     ["train", RECIPE, "--threads", "two"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage_exits_with_2_and_writes_nothing(
+    drama: Command, workspace: Workspace, arguments: list[str]
+) -> None:
+    before = workspace.tree()
+    code, _, errors = drama(*arguments)
+    assert code == 2 and "Error" in errors and "Traceback" not in errors
+    assert workspace.tree() == before
+
+
+def test_the_installed_command_reports_the_same(workspace: Workspace) -> None:
+    (workspace.root / "config/config.yaml").write_text(EXPERIMENT.replace(GAME, "Braekout"))
+    before = workspace.tree()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("drama"), "plan"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(
+        "config/config.yaml: games.Braekout: unknown game. Did you mean 'Breakout'? Allowed: Alien,"
+    )
+    assert workspace.tree() == before
+
+
+# --- train and evaluate --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no recipe there"),
+        ("", "not a recipe"),
+        ("{}", "not a recipe: format: "),
+        ("\xff", "not a recipe"),
+    ],
+)
+def test_what_is_no_recipe_exits_with_2_and_writes_nothing(
+    drama: Command, workspace: Workspace, command: str, content: str | None, said: str
+) -> None:
+    if content is not None:
+        workspace.recipe.parent.mkdir(parents=True)
+        workspace.recipe.write_bytes(content.encode("latin-1"))
+    before = workspace.tree()
+    code, _, errors = drama(command, RECIPE)
+    assert code == 2 and said in errors and RECIPE in errors and "Traceback" not in errors
+    assert workspace.tree() == before
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("device", ["gpu", "tpu:0", "mps", "", "cuda:x", "cuda:-1", NO_SUCH_GPU])
+def test_a_device_that_is_not_there_is_explained(
+    drama: Command, workspace: Workspace, command: str, device: str
+) -> None:
+    drama("plan")
+    before = workspace.tree()
+    code, _, errors = drama(command, RECIPE, "--device", device)
+    assert code == 2 and f"--device {device}: " in errors
+    assert "cpu" in errors and "Traceback" not in errors
+    assert workspace.tree() == before
+
+
+def test_a_run_that_another_process_works_on_is_refused(
+    drama: Command, workspace: Workspace
+) -> None:
+    drama("plan")
+    with locked(workspace.folder):
+        before = workspace.tree()
+        code, _, errors = drama("train", RECIPE, "--device", "cpu")
+        assert code == 1
+        assert errors == (
+            f"results/tiny/runs/{GAME}/seed{SEED}: another process works on this run; wait for it, "
+            "or stop it\n"
+        )
+        assert workspace.tree() == before
+
+
+def test_an_untrained_run_is_not_scored(drama: Command, workspace: Workspace) -> None:
+    drama("plan")
+    before = workspace.tree()
+    code, _, errors = drama("evaluate", RECIPE, "--device", "cpu")
+    assert code == 1
+    assert f"not trained to its end; `drama train {RECIPE}`" in errors
+    assert workspace.tree() == before
+
+
+def test_a_place_that_cannot_be_written_to_is_named(drama: Command, workspace: Workspace) -> None:
+    drama("plan")
+    (workspace.root / "results/tiny/runs").write_text("in the way")
+    code, _, errors = drama("train", RECIPE, "--device", "cpu")
+    assert code == 1 and "results/tiny/runs" in errors and "Traceback" not in errors
+
+
+def test_plan_train_evaluate_say_what_they_made(
+    undisturbed: Workspace, drama: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(undisturbed.root)
+    _, output, _ = drama("plan")
+    assert "1 runs planned under preset tiny, 1 of them trained" in output
+    code, output, errors = drama("train", RECIPE, "--device", "cpu")
+    assert (code, output) == (0, "")
+    folder = f"results/tiny/runs/{GAME}/seed{SEED}"
+    assert re.fullmatch(rf"{folder}/run-[0-9a-f]{{16}}\.json: this run is whole already\n", errors)
+    code, output, errors = drama("evaluate", RECIPE, "--device", "cpu")
+    assert (code, output) == (0, "")
+    assert re.fullmatch(
+        rf"{folder}/evaluation-[0-9a-f]{{16}}\.parquet: mean return [\d.]+ over 5 episodes\n",
+        errors,
+    )
