@@ -21,7 +21,7 @@ help: ## this list
 setup: $(STAMP) ## install the locked versions and this project into .venv
 
 $(STAMP): | $(VENV)/bin/pip
-	@echo "Installing the locked versions into $(VENV) (torch alone is some hundred megabytes) ..."
+	@echo "Installing the locked versions into $(VENV) (a minute or more: torch is large) ..."
 	@$(BIN)/pip install -qq $(addprefix --requirement ,$(LOCKS))
 	@$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-*

@@ -1,0 +1,36 @@
+# Drama on Atari100k, from configuration to score report. Contents:
+#
+#   plan      config/*.yaml -> one recipe per game and seed, each with its fingerprint
+#   train     recipe        -> run-<fingerprint>.json, written when the run is whole
+#   evaluate  run           -> evaluation-<fingerprint>.parquet, one row per episode
+#   report    all of them   -> scores, figures and one page
+#
+# A result's file name holds the fingerprint of everything that defines the result, so a result is
+# current when a file of today's name is there. File times play no part.
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+include: "workflow/rules/plan.smk"
+
+
+localrules:
+    all,
+    report,
+
+
+rule all:
+    """Bring everything that config/config.yaml asks for up to date."""
+    input:
+        [run.record for run in PLAN.runs],
+        [run.evaluation for run in PLAN.runs],
+        PLAN.report,
+    message:
+        "Everything is up to date"
+
+
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"

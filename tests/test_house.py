@@ -1,0 +1,240 @@
+"""The house rules: rings of imports, lock files, commented configuration, a short Snakefile."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCKS = ("run", "report", "workflow", "dev")
+
+# A package imports packages of its own or a lower rank only.
+RANKS = {
+    "errors": 0, "settings": 0, "files": 0, "stopping": 0,
+    "env": 1, "replay": 1, "model": 1, "behaviour": 1,
+    "training": 2,
+    "config": 3, "evaluation": 3, "runs": 3,
+    "recipes": 4,
+    "artifacts": 5, "report": 5, "jobs": 5,
+    "cli": 6,
+}  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return sorted((ROOT / "drama").rglob("*.py"))
+
+
+def part(module: str) -> str:
+    """Name the first-level part of the package: "drama.model.nets" is in "model"."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield every imported module, with its line; functions and type-checking blocks included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the whole name: drama.…"
+            assert node.module is not None
+            if node.module == "drama":
+                yield from ((f"drama.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield node.module, node.lineno
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_inner_rings_never_import_outer_ones(path: Path) -> None:
+    here = path.relative_to(ROOT / "drama").with_suffix("").parts[0]
+    if here == "__init__":
+        return
+    assert here in RANKS, f"{here} has no ring yet: give it one in this test"
+    for name, line in imports(path):
+        if name.split(".")[0] == "drama" and part(name) not in ("", "__version__"):
+            assert RANKS[part(name)] <= RANKS[here], f"{path}:{line}: {here} imports {name}"
+
+
+def reachable(start: str) -> set[str]:
+    """Every module that importing `start` brings in, following the project's own modules."""
+    seen: set[str] = set()
+    queue = [start]
+    while queue:
+        name = queue.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        parts = name.split(".")
+        if parts[0] != "drama":
+            continue
+        queue += [".".join(parts[:length]) for length in range(1, len(parts))]
+        stem = ROOT.joinpath(*parts)
+        for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if path.is_file():
+                queue += [module for module, _ in imports(path)]
+    return {name.split(".")[0] for name in seen}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_planning_and_reporting_need_no_torch(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    if part(module) in ("report", "recipes", "config"):
+        assert "torch" not in reachable(module)
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / "containers" / f"{name}.lock").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("==") for line in lines if not line.startswith("#")]
+    return {package: version for package, version in rows}
+
+
+def required(name: str) -> list[Requirement]:
+    lines = (ROOT / "containers" / f"{name}.in").read_text(encoding="utf-8").splitlines()
+    stripped = [line.split("#")[0].strip() for line in lines]
+    return [Requirement(line) for line in stripped if line]
+
+
+def declared() -> dict[str, list[Requirement]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = {"run": project["dependencies"], **project["optional-dependencies"]}
+    return {name: [Requirement(line) for line in lines] for name, lines in groups.items()}
+
+
+def test_no_package_is_pinned_twice() -> None:
+    names = [package for name in LOCKS for package in pins(name)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_each_lock_holds_what_is_asked_for(name: str) -> None:
+    upto = LOCKS[: LOCKS.index(name) + 1]
+    locked = {package: version for earlier in upto for package, version in pins(earlier).items()}
+    for requirement in [*required(name), *declared()[name]]:
+        version = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} against {version}"
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_pyproject_and_requirement_files_name_the_same_packages(name: str) -> None:
+    listed = {canonicalize_name(requirement.name) for requirement in required(name)}
+    assert listed == {canonicalize_name(requirement.name) for requirement in declared()[name]}
+
+
+def test_locks_leave_the_build_of_torch_to_the_machine() -> None:
+    assert pins("run")["torch"] == "2.13.0"
+    for name in LOCKS:
+        for package, version in pins(name).items():
+            assert not package.startswith(("nvidia-", "triton")), package
+            assert "+" not in version, f"{package}=={version}"
+
+
+def test_what_presents_results_is_not_part_of_a_runs_fingerprint() -> None:
+    assert not {"matplotlib", "rliable", "pandas", "scipy", "snakemake"} & set(pins("run"))
+
+
+def settings_without_comment(text: str) -> list[str]:
+    """Keys with a value of their own that have a comment neither behind nor above them.
+
+    A block under `games:` is a list of names, not of keys: a comment above it is enough.
+    """
+    missing = []
+    previous, inside_games = "", False
+    for line in text.splitlines():
+        key = re.match(r"^(\s*)([\w-]+):(.*)$", line)
+        if key:
+            inside_games = inside_games and key[1] != ""
+            commented = "#" in key[3] or previous.lstrip().startswith("#")
+            section = key[3].strip() == "" and key[2] != "games"
+            if not (commented or section or inside_games):
+                missing.append(key[2])
+            inside_games = inside_games or key[2] == "games"
+        previous = line
+    return missing
+
+
+CONFIGURATION = sorted((ROOT / "config").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGURATION, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_configuration_key_is_explained(path: Path) -> None:
+    assert settings_without_comment(path.read_text(encoding="utf-8")) == []
+
+
+def test_an_unexplained_key_would_be_found() -> None:
+    text = (
+        "# what it is\na: 1\nb: 2\nsection:\n  c: 3  # why\n  d: 4\n# names\ngames:\n  Pong: {}\n"
+    )
+    assert settings_without_comment(text) == ["b", "d"]
+
+
+def test_the_configuration_names_the_26_games() -> None:
+    from drama.settings import ATARI_100K
+
+    experiment = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
+    assert tuple(experiment["games"]) == ATARI_100K
+    assert experiment["preset"] == "xs"
+    assert experiment["seeds"] == [0, 1, 2, 3, 4]
+
+
+def test_the_snakefile_is_a_table_of_contents() -> None:
+    assert len((ROOT / "Snakefile").read_text(encoding="utf-8").splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "workflow/rules").glob("*.smk")), ids=lambda p: p.name
+)
+def test_a_rule_has_a_docstring_and_one_drama_command(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# Needs: ")
+    rules = re.findall(r"^rule (\w+):\n    (.*)", text, re.MULTILINE)
+    commands = re.findall(r'^        "drama (\w+) ', text, re.MULTILINE)
+    assert commands == [name for name, _ in rules]
+    assert all(first.startswith('"""') for _, first in rules)
+
+
+@pytest.mark.parametrize("name", ["quick", "local", "cluster"])
+def test_every_profile_decides_by_name_and_needs_no_unlocking(name: str) -> None:
+    path = ROOT / "workflow/profiles" / name / "config.yaml"
+    profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert profile["rerun-triggers"] == ["mtime"]
+    assert profile["nolock"] is True
+    # Not rerun-incomplete: with ancient inputs it makes Snakemake 9.27 forget what comes after.
+    assert profile["ignore-incomplete"] is True
+    assert "rerun-incomplete" not in profile
+
+
+def targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml"]
+)
+def test_make_targets_that_are_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:^|`|run: )make ([a-z]+)", text, re.MULTILINE))
+    assert named, f"{name} names no make target"
+    assert named <= targets()
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_documents_name_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:config|workflow|drama|tests|containers)/[\w/.*-]+)`", text):
+        assert list(ROOT.glob(path.rstrip("/"))), f"{name} names {path}"
+    for path in re.findall(r"\]\(([\w.]+)\)", text):
+        assert (ROOT / path).is_file(), f"{name} links to {path}"
+
+
+def test_continuous_integration_calls_the_two_commands_of_the_readme() -> None:
+    for name in ("README.md", ".ci/run", ".github/workflows/ci.yml"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "make test" in text and "make demo" in text

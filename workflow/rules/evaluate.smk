@@ -1,0 +1,25 @@
+# Needs: a whole run.
+# Makes: evaluation-<fingerprint>.parquet, one row per episode played with the final checkpoint.
+
+
+rule evaluate:
+    """Score one run over its evaluation episodes."""
+    input:
+        record=ancient(lambda wildcards: RUNS[wildcards.game, wildcards.seed].record),
+    output:
+        episodes=f"{RUN}/evaluation-{{fingerprint}}.parquet",
+    log:
+        f"{LOG}/evaluate-{{fingerprint}}.log",
+    benchmark:
+        f"{LOG}/evaluate-{{fingerprint}}.benchmark.tsv"
+    wildcard_constraints:
+        fingerprint=todays(run.evaluation for run in PLAN.runs),
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        recipe=lambda wildcards: RUNS[wildcards.game, wildcards.seed].recipe,
+    message:
+        "Evaluating {wildcards.game}, seed {wildcards.seed}; log: {log}"
+    shell:
+        "drama evaluate {params.recipe} --device {PLAN.device} --threads {threads} >> {log} 2>&1"

@@ -1,0 +1,26 @@
+# Needs: a run's recipe.
+# Makes: run-<fingerprint>.json, the last file of a whole run.
+#
+# Nothing else is declared as output: Snakemake deletes declared outputs before a rerun and after
+# a failure, and a stopped run goes on from its checkpoint and replay shards.
+
+
+rule train:
+    """Train one run; a run that was stopped goes on where it was."""
+    input:
+        recipe=ancient(lambda wildcards: RUNS[wildcards.game, wildcards.seed].recipe),
+    output:
+        record=f"{RUN}/run-{{fingerprint}}.json",
+    log:
+        f"{LOG}/train-{{fingerprint}}.log",
+    benchmark:
+        f"{LOG}/train-{{fingerprint}}.benchmark.tsv"
+    wildcard_constraints:
+        fingerprint=todays(run.record for run in PLAN.runs),
+    threads: 1
+    resources:
+        gpu=GPU,
+    message:
+        "Training {wildcards.game}, seed {wildcards.seed}; progress: {log}"
+    shell:
+        "drama train {input.recipe} --device {PLAN.device} --threads {threads} >> {log} 2>&1"
