@@ -421,6 +421,12 @@ def _conflicting_networks(settings: Settings) -> Iterator[tuple[tuple[Keys, ...]
             tuple(("sequence_model", key) for key in keys),
             f"sequence_model.head_width = {sequence.head_width} must divide {name} = {width}",
         )
+    if sequence.kind == "transformer" and sequence.head_width % 2:
+        yield (
+            tuple(("sequence_model", key) for key in ("head_width", "kind")),
+            f"sequence_model.head_width = {sequence.head_width} must be even, since rotary "
+            "positions turn pairs of channels",
+        )
 
 
 def parse_assignment(text: str) -> Layer:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from workspace import Workspace, make_workspace
 
 from drama.config import Layer, Preset, load_preset
 
@@ -37,3 +38,13 @@ def preset() -> Callable[..., Preset]:
         return load_preset(name, *layers, folder=PRESETS)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A whole run of toy size that nobody stopped, and its evaluation; leave it as it is."""
+    workspace = make_workspace(tmp_path_factory.mktemp("undisturbed"))
+    workspace.plan()
+    workspace.train(every=10_000)
+    workspace.evaluate()
+    return workspace

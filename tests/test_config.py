@@ -256,6 +256,10 @@ WRONG_SETTINGS = [
     ("{world_model: {strides: [3, 2, 2]}}", ["strides, 12, must divide", "image_size = 64"]),
     ("{environment: {image_size: 60}}", [GAME + "environment.image_size = 60", "strides, 16"]),
     ("{sequence_model: {head_width: 48}}", [GAME + "sequence_model.head_width = 48", "64"]),
+    (
+        "{sequence_model: {kind: transformer, width: 9, head_width: 3}}",
+        [GAME + "sequence_model.head_width = 3", "even"],
+    ),
     ("{sequence_model: {width: 40}}", [GAME + "sequence_model.width = 40", "80"]),
     ("{training: {random_steps: 8}}", [GAME + "training.random_steps = 8", "9 stored"]),
 ]

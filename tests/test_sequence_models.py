@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from drama.config import Layer, Preset
 from drama.config import load_preset as load
-from drama.errors import ConfigurationError
 from drama.model.sequence import SequenceModel, State, build
 from drama.model.sequence.base import Mixer
 from drama.model.sequence.gru import GRU
@@ -440,11 +439,6 @@ def test_an_endless_recurrence_neither_grows_nor_drifts() -> None:
 def test_the_context_covers_the_longest_published_training_window() -> None:
     assert CONTEXT == 2048
     assert Attention(model_settings(kind="transformer")).context == CONTEXT
-
-
-def test_an_odd_head_width_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"sequence_model.head_width = 3: .* even"):
-        build(INPUTS, model_settings(kind="transformer", width=9, head_width=3))
 
 
 # --- mamba ---------------------------------------------------------------------------------------

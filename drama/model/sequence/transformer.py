@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drama.errors import ConfigurationError
 from drama.model.sequence.base import Mixer, State
 from drama.settings import SequenceModelSettings
 
@@ -35,18 +34,10 @@ class Attention(Mixer):
     Args:
         settings: width D, head_width P (even, divides D).
         context: steps that attention sees, at least 1.
-
-    Raises:
-        ConfigurationError: when the head width is odd.
     """
 
     def __init__(self, settings: SequenceModelSettings, context: int = CONTEXT) -> None:
         super().__init__()
-        if settings.head_width % 2:
-            raise ConfigurationError(
-                f"sequence_model.head_width = {settings.head_width}: rotary positions turn pairs "
-                "of channels, so the transformer needs an even number"
-            )
         width = settings.width
         self.context = context
         self.head_width = settings.head_width
