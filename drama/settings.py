@@ -103,6 +103,7 @@ class WorldModelSettings(Frozen):
     head_hidden: Size
     bins: Annotated[int, Field(ge=3, le=65_535)]
     bin_limit: Positive
+    reconstruction: Literal["squared_error", "gaussian"]
     free_nats: NonNegative
     dynamics_weight: NonNegative
     representation_weight: NonNegative

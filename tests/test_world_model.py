@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from drama.config import Preset
 from drama.model.distributions import sample_one_hot
-from drama.model.world_model import WorldModel, reconstruction_loss
+from drama.model.world_model import WorldModel, gaussian_reconstruction_loss, reconstruction_loss
 from drama.training.optim import LaProp
 
 ACTIONS = 3
@@ -253,6 +253,30 @@ def test_free_nats_apply_after_averaging(make_model: MakeModel, share: float) ->
     regular = (losses.total - rest).item()
     assert regular == pytest.approx(1.1 * max(kl.mean(), free), rel=2e-4)
     assert losses.dynamics.item() == pytest.approx(kl.mean(), rel=1e-4)
+
+
+def test_gaussian_reconstruction_is_a_likelihood_at_its_best_variance(
+    make_model: MakeModel,
+) -> None:
+    """D / 2 ln(error / D): no variance beats it, and the logged error stays the squared one."""
+    error, pixels = torch.tensor(30.0), 100
+    loss = gaussian_reconstruction_loss(error, pixels)
+    assert loss.item() == pytest.approx(50 * math.log(0.3), rel=1e-6)
+    variances = np.linspace(0.05, 3, 500)
+    likelihoods = 30 / (2 * variances) + 50 * np.log(variances)
+    assert likelihoods.min() == pytest.approx(loss.item() + 50, rel=1e-3)
+
+    batch = make_batch()
+    published, calibrated = make_model(), make_model(reconstruction="gaussian")
+    calibrated.load_state_dict(published.state_dict())
+    losses = []
+    for model in (published, calibrated):
+        torch.manual_seed(3)
+        losses.append(model.loss(*batch))
+    assert losses[0].reconstruction.item() == losses[1].reconstruction.item()
+    size = batch[0].shape[2] * batch[0].shape[3] * 3
+    change = gaussian_reconstruction_loss(losses[0].reconstruction, size) - losses[0].reconstruction
+    assert (losses[1].total - losses[0].total).item() == pytest.approx(change.item(), rel=1e-4)
 
 
 # --- which term teaches what ---------------------------------------------------------------------
