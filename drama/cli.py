@@ -30,6 +30,7 @@ app = typer.Typer(
     Exit codes: 0 done, 2 wrong usage or configuration, 75 stopped on request (the same command
     goes on), 1 anything else.""",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -37,9 +38,7 @@ app = typer.Typer(
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe, such as results/quick/recipes/Pong/seed0.json.")
 ]
-Device = Annotated[
-    str, typer.Option(help="auto (a GPU when there is one), cpu, cuda or cuda:<number>.")
-]
+Device = Annotated[str, typer.Option(help="auto (a GPU when there is one), cpu, cuda or cuda:N.")]
 Threads = Annotated[
     int, typer.Option(min=1, help="CPU threads. The same number gives the same bytes.")
 ]
@@ -71,7 +70,7 @@ def plan(
 ) -> None:
     """Resolve the configuration into one recipe per game and seed.
 
-    Recipes go to results/<preset>/recipes/<Game>/seed<k>.json; each is written only when its
+    Recipes go to `results/<preset>/recipes/<Game>/seed<k>.json`; each is written only when its
     content changes. Nothing is written when anything in the configuration is wrong.
     """
     overrides = {
@@ -98,9 +97,9 @@ def train(
 ) -> None:
     """Train one run from its recipe; the same command goes on where it stopped.
 
-    Everything goes to results/<preset>/runs/<Game>/seed<k>/; run-<fingerprint>.json is written
+    Everything goes to `results/<preset>/runs/<Game>/seed<k>/`; `run-<fingerprint>.json` is written
     last and says that the run is whole. SIGTERM and Ctrl-C save and exit with code 75. Another run
-    found in the folder is moved to results/<preset>/superseded/, never overwritten.
+    found in the folder is moved to `results/<preset>/superseded/`, never overwritten.
     """
     with stop_at_once():
         files = read_recipe(recipe)
@@ -113,8 +112,8 @@ def train(
 def evaluate(recipe: RecipeFile, device: Device = "auto", threads: Threads = 1) -> None:
     """Score a finished run with greedy episodes, as its evaluation recipe says.
 
-    That recipe lies beside the run's, seed<k>.evaluation.json. Writes one row per episode to
-    evaluation-<fingerprint>.parquet in the run's folder and prints the mean return.
+    That recipe lies beside the run's, `seed<k>.evaluation.json`. Writes one row per episode to
+    `evaluation-<fingerprint>.parquet` in the run's folder and prints the mean return.
     """
     with stop_at_once():
         files = read_recipe(recipe)
