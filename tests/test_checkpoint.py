@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from drama.files import flatten
-from drama.training.checkpoint import SCHEMA, CheckpointError, load_checkpoint, save_checkpoint
+from drama.files import flatten, sha256_text
+from drama.training.checkpoint import (
+    CHECKSUM,
+    METADATA,
+    SCHEMA,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 FINGERPRINT = "f" * 64
 DTYPES = ("float32", "float64", "uint8", "int16", "int32", "int64", "bool")
@@ -137,12 +145,11 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_noticed_or_changes_nothing(
-    tmp_path: Path, content: bytes, data: st.DataObject
+    tmp_path: Path, content: bytes, place: int, bit: int
 ) -> None:
-    place = data.draw(st.integers(0, len(content) - 1))
-    bit = data.draw(st.integers(0, 7))
+    place %= len(content)
     path = tmp_path / "flipped.parquet"
     path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
     try:
@@ -161,45 +168,57 @@ def test_a_cut_file_is_never_whole(tmp_path: Path, content: bytes, share: float)
 
 
 def rewritten(path: Path, row: dict[str, Any], header: object) -> None:
-    """Write a well-formed file of a checkpoint's schema that is none."""
-    schema = SCHEMA.with_metadata({b"drama": json.dumps(header)})
-    pq.write_table(pa.Table.from_pylist([row], schema), path)
+    """Write a well-formed file that says of itself what `header` holds, with its checksum."""
+    text = json.dumps(header)
+    schema = SCHEMA.with_metadata({METADATA: text, CHECKSUM: sha256_text(text)})
+    pq.write_table(pa.Table.from_pylist([{"name": "a", **row}], schema), path)
+
+
+WHOLE = {"format": 1, "fingerprint": FINGERPRINT, "scalars": {}}
 
 
 @pytest.mark.parametrize(
     "header",
-    [
-        {"format": 1, "fingerprint": FINGERPRINT, "scalars": {}},  # no checksum
-        {"format": 1},
-        [],
-        "text",
-        None,
-    ],
+    [WHOLE, WHOLE | {"rows_sha256": "0" * 64}, {"format": 1}, [], "text", None, {}],
+    ids=repr,
 )
-def test_a_file_of_other_metadata_is_refused(tmp_path: Path, header: object) -> None:
+def test_a_file_that_says_something_else_of_itself_is_refused(
+    tmp_path: Path, header: object
+) -> None:
     path = tmp_path / "checkpoint.parquet"
-    rewritten(path, {"name": "a", "dtype": "<f4", "shape": [1], "bytes": b"1234"}, header)
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    rewritten(path, {"dtype": "<f4", "shape": [1], "bytes": b"1234"}, header)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.parquet"):
         load_checkpoint(path, FINGERPRINT)
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("row", "said"),
     [
-        {"dtype": "|O", "shape": [1], "bytes": b"12345678"},  # objects are code
-        {"dtype": "<f4", "shape": [2], "bytes": b"1234"},
-        {"dtype": "<f4", "shape": [1], "bytes": b"123"},
-        {"dtype": "nothing", "shape": [1], "bytes": b"1234"},
-        {"dtype": None, "shape": [1], "bytes": None},
+        ({"dtype": "|O", "shape": [1], "bytes": b"12345678"}, "OBJECT"),  # objects are code
+        ({"dtype": "<f4", "shape": [2], "bytes": b"1234"}, "reshape"),
+        ({"dtype": "<f4", "shape": [1], "bytes": b"123"}, "buffer size"),
+        ({"dtype": "nothing", "shape": [1], "bytes": b"1234"}, "nothing"),
     ],
 )
-def test_rows_that_are_no_arrays_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_rows_that_are_no_arrays_are_refused(
+    tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
     path = tmp_path / "checkpoint.parquet"
-    save_checkpoint(path, FINGERPRINT, {"a": np.zeros(1)})
-    metadata = pq.read_schema(path).metadata
-    schema = SCHEMA.with_metadata(metadata)
-    pq.write_table(pa.Table.from_pylist([{"name": "a", **row}], schema), path)
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    text = f"a {row['dtype']} {row['shape']}\n".encode() + row["bytes"]
+    rewritten(path, row, WHOLE | {"rows_sha256": hashlib.sha256(text).hexdigest()})
+    with pytest.raises(CheckpointError, match="not a whole checkpoint") as caught:
+        load_checkpoint(path, FINGERPRINT)
+    assert said in str(caught.value)
+    good = {"dtype": "<f4", "shape": [1], "bytes": b"1234"}
+    text = b"a <f4 [1]\n1234"
+    rewritten(path, good, WHOLE | {"rows_sha256": hashlib.sha256(text).hexdigest()})
+    assert load_checkpoint(path, FINGERPRINT)["a"].tobytes() == b"1234"
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.parquet"
+    rewritten(path, {"dtype": "<f4", "shape": [1], "bytes": b"1234"}, WHOLE | {"format": 2})
+    with pytest.raises(CheckpointError, match="format 2, this version reads 1"):
         load_checkpoint(path, FINGERPRINT)
 
 

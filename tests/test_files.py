@@ -34,11 +34,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
-KEYS = st.text("abc.", min_size=1)
+KEYS = st.text("abc.", min_size=1, max_size=3)
 NESTED = st.recursive(
     st.integers() | st.lists(st.integers()),
-    lambda inner: st.dictionaries(KEYS, inner, min_size=1),
-    max_leaves=8,
+    lambda inner: st.dictionaries(KEYS, inner, min_size=1, max_size=3),
+    max_leaves=5,
 )
 
 
@@ -135,7 +135,7 @@ def test_parquet_is_the_same_for_the_same_rows_and_notices_a_flipped_bit(tmp_pat
         pq.read_table(paths[1], page_checksum_verification=True)
 
 
-@given(st.dictionaries(KEYS, NESTED, min_size=1))
+@given(st.dictionaries(KEYS, NESTED, min_size=1, max_size=3))
 def test_flattening_loses_nothing(nested: dict[str, Any]) -> None:
     flat = flatten(nested)
     assert not any(isinstance(value, dict) for value in flat.values())

@@ -6,7 +6,9 @@ numbers and strings, lie as JSON in the file's metadata. Loading one never execu
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +62,15 @@ def save_checkpoint(path: Path, fingerprint: str, state: dict[str, Any]) -> None
         else:
             scalars[name] = value
     header = json.dumps(
-        {"format": FORMAT, "fingerprint": fingerprint, "scalars": scalars}, sort_keys=True
+        {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "scalars": scalars,
+            "rows_sha256": _digest(rows),
+        },
+        sort_keys=True,
     )
-    # Parquet's own checksums cover the rows, not the metadata.
+    # Parquet's own checksums cover neither metadata nor the headers of pages.
     schema = SCHEMA.with_metadata({METADATA: header, CHECKSUM: sha256_text(header)})
     write_parquet(path, pa.Table.from_pylist(rows, schema), use_dictionary=False)
 
@@ -88,19 +96,30 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any]:
     flat: dict[str, Any] = dict(header["scalars"])
     try:
         table = pq.read_table(path, schema=SCHEMA, page_checksum_verification=True)
-        for row in table.to_pylist():
+        rows = table.to_pylist()
+        if _digest(rows) != header["rows_sha256"]:
+            raise ValueError("its rows do not match their checksum")
+        for row in rows:
             array = np.frombuffer(row["bytes"], dtype=np.dtype(row["dtype"]))
             flat[row["name"]] = array.reshape(row["shape"]).copy()
-    except (OSError, pa.ArrowException, TypeError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from None
     return unflatten(flat)
+
+
+def _digest(rows: Iterable[dict[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row['name']} {row['dtype']} {row['shape']}\n".encode())
+        digest.update(row["bytes"])
+    return digest.hexdigest()
 
 
 def _read_header(path: Path) -> dict[str, Any]:
     try:
         metadata = pq.read_schema(path).metadata
         text = metadata[METADATA].decode()
-        header = dict(json.loads(text))
+        header = {"fingerprint": "unknown", "scalars": {}} | json.loads(text)
         if metadata[CHECKSUM].decode() != sha256_text(text):
             raise ValueError("its metadata does not match its checksum")
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
