@@ -261,16 +261,15 @@ def stopped_late(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["checkpoint.parquet", "episodes.parquet", "training.parquet", "replay/part-00001.parquet"],
-)
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "empty"])
+NEEDED = ("checkpoint.parquet", "episodes.parquet", "training.parquet", "replay/part-00001.parquet")
+DAMAGES = [(name, damage) for name in NEEDED for damage in ("cut", "flipped", "missing", "empty")]
+DAMAGES.remove(("checkpoint.parquet", "missing"))  # a run without a checkpoint begins anew
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
 def test_damaged_files_are_named_and_nothing_is_overwritten(
     stopped_late: Workspace, tmp_path: Path, name: str, damage: str
 ) -> None:
-    if (name, damage) == ("checkpoint.parquet", "missing"):
-        pytest.skip("a run without a checkpoint begins anew")
     workspace = Workspace(tmp_path / "copy")
     shutil.copytree(stopped_late.root, workspace.root)
     path = workspace.folder / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,18 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | N
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"episodes\.parquet: the run cannot go on"):
         Table(path, EPISODE_SCHEMA).resume(1)
+
+
+def test_a_flipped_bit_within_a_value_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.parquet"
+    table = Table(path, EPISODE_SCHEMA)
+    table.append(row(10) | {"episode_return": 0.1})
+    table.write()
+    content = path.read_bytes()
+    place = content.index(struct.pack("<d", 0.1))
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(CheckpointError, match=r"episodes\.parquet"):
+        table.resume(10)
 
 
 def test_a_table_of_other_columns_is_named(tmp_path: Path) -> None:
