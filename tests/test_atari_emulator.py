@@ -321,7 +321,7 @@ def test_a_closed_game_says_so(opened: Any) -> None:
 
 def test_opening_a_game_prints_nothing() -> None:
     program = (
-        "from drama.config import EnvironmentSettings; from drama.env import make;"
+        "from drama.settings import EnvironmentSettings; from drama.env import make;"
         "make('Pong', EnvironmentSettings(action_repeat=4, image_size=64, max_frames=9,"
         " actions='minimal')).reset(seed=0)"
     )

@@ -87,7 +87,7 @@ def test_the_first_value_that_is_not_finite_is_named_with_its_step(value: float)
     assert str(caught.value) == f"at step 12 loss/total is {value}, loss/part is {value}"
 
 
-def test_what_was_checked_is_not_checked_again_and_what_came_since_is() -> None:
+def test_what_came_since_the_last_check_is_checked() -> None:
     window = filled([(1, 1, 1)])
     window.check()
     window.add(2, [torch.tensor(1.0), torch.tensor(1.0), torch.tensor(math.nan)])
