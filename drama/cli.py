@@ -80,8 +80,9 @@ def plan(
     }
     planned = make_plan(config, overrides, [parse_assignment(text) for text in assign or ()])
     whole = sum(run.record.exists() for run in planned.runs)
+    count = f"{len(planned.runs)} run{'s' * (len(planned.runs) != 1)}"
     print(
-        f"{len(planned.runs)} runs planned under preset {planned.preset}, {whole} of them trained: "
+        f"{count} planned under preset {planned.preset}, {whole} of them trained: "
         f"{planned.results / 'recipes'}"
     )
 
@@ -155,6 +156,8 @@ def check(
     """Hold every run of a report to a bound; exits with code 1 when one misses it."""
     from drama.report import read_returns
 
+    if at_least is None and below is None:
+        raise ConfigurationError("drama check: give a bound, --at-least or --below")
     misses = 0
     for game, seed, mean in read_returns(results):
         reached = (at_least is None or mean >= at_least) and (below is None or mean < below)

@@ -220,10 +220,10 @@ class RunFiles:
 
 
 def read_recipe(path: Path) -> RunFiles:
-    """Read a recipe and check that today's code is the code it names.
+    """Read a recipe and check that today's code and lock file are those it names.
 
     Raises:
-        ConfigurationError: when it is not a recipe, or of other code.
+        ConfigurationError: when it is not a recipe, or of other code or library versions.
     """
     recipe, text = read_recipe_text(path)
     place = Path("recipes", recipe.game, f"seed{recipe.seed}.json")
@@ -237,6 +237,11 @@ def read_recipe(path: Path) -> RunFiles:
         raise ConfigurationError(
             f"{path}: made for other code ({recipe.code[:SHORT]}; today's is "
             f"{code_hash(RUN_CODE)[:SHORT]}). `drama plan` brings it up to date"
+        )
+    if LOCK_FILE.exists() and recipe.runtime != lock_hash(LOCK_FILE):
+        raise ConfigurationError(
+            f"{path}: made for other library versions than {LOCK_FILE} pins. `drama plan` brings "
+            "it up to date"
         )
     results = absolute.parents[2]
     if results.is_relative_to(Path.cwd()):  # short names in messages

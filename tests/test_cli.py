@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from workspace import EXPERIMENT, GAME, SEED, Workspace, make_workspace
 
 from drama.cli import main
+from drama.files import write_parquet
 from drama.recipes import read_recipe
 from drama.runs import locked
 
@@ -85,7 +87,7 @@ def test_every_command_explains_itself(drama: Command, command: str, explained: 
 def test_plan_says_what_it_planned(drama: Command, workspace: Workspace) -> None:
     code, output, errors = drama("plan")
     assert (code, errors) == (0, "")
-    assert output == "1 runs planned under preset tiny, 0 of them trained: results/tiny/recipes\n"
+    assert output == "1 run planned under preset tiny, 0 of them trained: results/tiny/recipes\n"
     assert workspace.recipe.exists()
 
 
@@ -238,7 +240,7 @@ def test_plan_train_evaluate_say_what_they_made(
 ) -> None:
     monkeypatch.chdir(undisturbed.root)
     _, output, _ = drama("plan")
-    assert "1 runs planned under preset tiny, 1 of them trained" in output
+    assert "1 run planned under preset tiny, 1 of them trained" in output
     code, output, errors = drama("train", RECIPE, "--device", "cpu")
     assert (code, output) == (0, "")
     folder = f"results/tiny/runs/{GAME}/seed{SEED}"
@@ -249,3 +251,31 @@ def test_plan_train_evaluate_say_what_they_made(
         rf"{folder}/evaluation-[0-9a-f]{{16}}\.parquet: mean return [\d.]+ over 5 episodes\n",
         errors,
     )
+
+
+# --- check ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bounds", "code", "verdicts"),
+    [
+        (["--at-least", "0.9"], 1, ["ok     Catch8 seed 0", "MISSED Catch8 seed 1"]),
+        (["--at-least", "0.5"], 0, ["ok     Catch8 seed 0", "ok     Catch8 seed 1"]),
+        (["--below", "0.9"], 1, ["MISSED Catch8 seed 0", "ok     Catch8 seed 1"]),
+    ],
+)
+def test_check_holds_every_run_to_its_bound(
+    drama: Command, tmp_path: Path, bounds: list[str], code: int, verdicts: list[str]
+) -> None:
+    columns = {"game": ["Catch8", "Catch8"], "seed": [0, 1], "mean_return": [0.9, 0.5]}
+    write_parquet(tmp_path / "report/scores.parquet", pa.table(columns))
+    exit_code, output, _ = drama("check", str(tmp_path), *bounds)
+    assert exit_code == code
+    assert all(verdict in output for verdict in verdicts), output
+
+
+def test_check_asks_for_a_bound_and_a_report(drama: Command, tmp_path: Path) -> None:
+    assert drama("check", str(tmp_path))[0] == 2
+    code, _, errors = drama("check", str(tmp_path), "--below", "1")
+    assert code == 1
+    assert "scores.parquet" in errors and "drama report" in errors

@@ -271,6 +271,14 @@ def test_a_recipe_of_other_code_is_refused(workspace: Workspace) -> None:
         read_recipe(run.recipe)
 
 
+def test_a_recipe_of_other_library_versions_is_refused(workspace: Workspace) -> None:
+    run = planned().runs[0]
+    data = json.loads(run.recipe.read_text()) | {"runtime": "0" * 64}
+    run.recipe.write_text(canonical_json(data))
+    with pytest.raises(ConfigurationError, match=r"other library versions.*drama plan"):
+        read_recipe(run.recipe)
+
+
 @pytest.mark.parametrize(
     "place",
     [
