@@ -26,8 +26,9 @@ def device_name(device: torch.device) -> str:
 def train_run(run: RunFiles, device: torch.device, threads: int, checkpoint_every: int) -> None:
     """Train a run to its end and write its record; a whole run is left alone.
 
+    Waits when another process works on the run, such as one that outlived a killed Snakemake.
+
     Raises:
-        RunBusy: when another process works on the run.
         Stopped: when it was asked to stop; the same call goes on.
         TrainingFailed, CheckpointError: when it cannot go on.
     """
@@ -53,7 +54,7 @@ def train_run(run: RunFiles, device: torch.device, threads: int, checkpoint_ever
 def evaluate_run(
     run: RunFiles, evaluation: EvaluationFiles, device: torch.device, threads: int
 ) -> Path:
-    """Score a whole run and write its evaluation.
+    """Score a whole run and write its evaluation; one that is there is left alone.
 
     Returns:
         The evaluation's file.
@@ -67,6 +68,9 @@ def evaluate_run(
         raise RunIncomplete(f"{run.folder}: not trained to its end; `drama train {run.path}`")
     with locked(run.folder):
         make_current(run.folder, run.fingerprint)
+        if evaluation.path.exists():
+            _say(f"{evaluation.path}: there already")
+            return evaluation.path
         agent = load_agent(run.recipe, run.folder / CHECKPOINT, run.fingerprint, device)
         episodes = play(agent, run.recipe, evaluation.settings)
         header = {

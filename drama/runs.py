@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -29,23 +31,38 @@ class RunBusy(DramaError):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a run's folder, so that no two processes work on it.
 
     The lock is the operating system's and goes with the process, however that ends.
 
+    Args:
+        folder: the run's folder; it need not be there.
+        wait: for another process that holds it, after saying which one.
+
     Raises:
-        RunBusy: when another process holds it.
+        RunBusy: when another process holds it and is not to be waited for.
     """
     path = folder.with_name(f".{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunBusy(
-                f"{folder}: another process works on this run; wait for it, or stop it"
-            ) from None
+            file.seek(0)
+            holder = file.read() or "another process"
+            if not wait:
+                raise RunBusy(f"{folder}: {holder} works on this run") from None
+            print(
+                f"{folder}: waiting for {holder}, which works on this run; "
+                "stop that one, and this one goes on from where it was",
+                file=sys.stderr,
+                flush=True,
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
         yield
 
 
@@ -115,7 +132,7 @@ def restore(folder: Path, fingerprint: str) -> None:
     if not superseded(folder, fingerprint).exists():
         return
     try:
-        with locked(folder):
+        with locked(folder, wait=False):
             make_current(folder, fingerprint)
     except RunBusy:
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -204,18 +206,21 @@ def test_a_device_that_is_not_there_is_explained(
     assert workspace.tree() == before
 
 
-def test_a_run_that_another_process_works_on_is_refused(
+def test_a_run_that_another_process_works_on_is_waited_for(
     drama: Command, workspace: Workspace
 ) -> None:
     drama("plan")
+    command = [sys.executable, "-c", "from drama.cli import main; main()", "train", RECIPE]
     with locked(workspace.folder):
         before = workspace.tree()
-        code, _, errors = drama("train", RECIPE, "--device", "cpu")
-        assert code == 1
-        assert errors == (
-            f"results/tiny/runs/{GAME}/seed{SEED}: another process works on this run; wait for it, "
-            "or stop it\n"
+        process = subprocess.Popen(
+            [*command, "--device", "cpu"], stderr=subprocess.PIPE, text=True, cwd=workspace.root
         )
+        assert process.stderr is not None
+        assert f"waiting for process {os.getpid()} on " in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75, "a request to stop is heard while waiting"
+        process.stderr.close()
         assert workspace.tree() == before
 
 
@@ -245,12 +250,12 @@ def test_plan_train_evaluate_say_what_they_made(
     assert (code, output) == (0, "")
     folder = f"results/tiny/runs/{GAME}/seed{SEED}"
     assert re.fullmatch(rf"{folder}/run-[0-9a-f]{{16}}\.json: this run is whole already\n", errors)
-    code, output, errors = drama("evaluate", RECIPE, "--device", "cpu")
-    assert (code, output) == (0, "")
-    assert re.fullmatch(
-        rf"{folder}/evaluation-[0-9a-f]{{16}}\.parquet: mean return [\d.]+ over 5 episodes\n",
-        errors,
-    )
+    for evaluation in Path(folder).glob("evaluation-*"):
+        evaluation.unlink()
+    for said in (r"mean return [\d.]+ over 5 episodes", "there already"):
+        code, output, errors = drama("evaluate", RECIPE, "--device", "cpu")
+        assert (code, output) == (0, "")
+        assert re.fullmatch(rf"{folder}/evaluation-[0-9a-f]{{16}}\.parquet: {said}\n", errors)
 
 
 # --- check ---------------------------------------------------------------------------------------

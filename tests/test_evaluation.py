@@ -202,6 +202,7 @@ def test_the_file_holds_what_was_played(tmp_path: Path, trained: Played) -> None
 
 def test_evaluating_again_gives_the_same_bytes(undisturbed: Workspace) -> None:
     before = evaluation_file(undisturbed).read_bytes()
+    evaluation_file(undisturbed).unlink()
     assert "mean return" in undisturbed.evaluate()
     assert evaluation_file(undisturbed).read_bytes() == before
 

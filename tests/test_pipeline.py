@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from drama.runs import locked
+
 pytestmark = pytest.mark.xdist_group("pipeline")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,6 +281,8 @@ def test_stopped_then_killed_it_goes_on_to_the_same_bytes(
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate()
     assert process.returncode != 0
+    with locked(project.root / f"results/tiny/runs/{game}/seed0"):
+        pass  # the run outlives Snakemake for as long as it takes to save
     assert not project.results(f"runs/{game}/seed0/run-*.json")
     assert project.results(f"runs/{game}/seed0/checkpoint.parquet"), "stopped without saving"
 

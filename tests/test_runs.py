@@ -54,7 +54,8 @@ def held(folder: Path) -> str:
 
 def test_two_cannot_have_a_run_and_the_next_can(folder: Path) -> None:
     with locked(folder):
-        with pytest.raises(RunBusy, match="seed0: another process"), locked(folder):
+        busy = f"seed0: process {os.getpid()} on "
+        with pytest.raises(RunBusy, match=busy), locked(folder, wait=False):
             pass
         with locked(folder.with_name("seed1")):
             pass
@@ -75,13 +76,29 @@ def test_another_processs_lock_holds_and_goes_with_it_when_killed(folder: Path) 
     process = context.Process(target=_hold, args=(folder, ready.set))
     process.start()
     assert ready.wait(60)
-    with pytest.raises(RunBusy), locked(folder):
+    with pytest.raises(RunBusy), locked(folder, wait=False):
         pass
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     with locked(folder):
         pass
+
+
+def test_one_who_waits_says_for_whom_and_goes_on_when_the_other_ends(folder: Path) -> None:
+    code = (
+        "from pathlib import Path; from drama.runs import locked\n"
+        f"with locked(Path({str(folder)!r})): print('mine', flush=True)\n"
+    )
+    with locked(folder):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stderr is not None
+        said = process.stderr.readline()
+        assert f"waiting for process {os.getpid()} on " in said and str(folder) in said
+        assert process.poll() is None
+    assert process.communicate(timeout=60) == ("mine\n", "")
 
 
 def test_a_programs_child_does_not_keep_the_lock(folder: Path) -> None:
@@ -97,7 +114,7 @@ def test_a_programs_child_does_not_keep_the_lock(folder: Path) -> None:
     child = int(process.stdout.readline())
     try:
         assert process.wait() == 0
-        with locked(folder):
+        with locked(folder, wait=False):
             pass
     finally:
         os.kill(child, signal.SIGKILL)

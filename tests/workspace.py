@@ -133,13 +133,13 @@ class Workspace:
         return {path.name: sha256(path) for path in files} | {"curves": repr(curves.to_pylist())}
 
     def tree(self) -> dict[str, tuple[str, int]]:
-        """Every file's checksum and time of change, and every folder."""
+        """Every file's checksum and time of change, and every folder; not who held a run last."""
         return {
             str(path.relative_to(self.root)): (sha256(path), path.stat().st_mtime_ns)
             if path.is_file()
             else ("folder", 0)
             for path in self.root.rglob("*")
-            if path.name != "output.txt"
+            if path.name != "output.txt" and not path.match(".*.lock")
         }
 
 
