@@ -2,27 +2,29 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format learn lock clean
+.PHONY: help setup demo test test-cluster lint format learn container lock clean
 
 PYTHON ?= python3
+# What `make container` builds: cuda, or cpu.
+VARIANT ?= cuda
 VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := $(addprefix containers/,run.lock report.lock workflow.lock dev.lock)
 # The stamp's name changes with the contents of what it stands for; file times do not matter.
-STAMP := $(VENV)/installed-$(shell cat $(LOCKS) pyproject.toml | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/installed-$(shell cat $(LOCKS) containers/cuda.lock pyproject.toml | cksum | cut -d ' ' -f 1)
 
 # So that `drama` and `snakemake` are found as the README writes them, also in recipes' jobs.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' \
-	  | while IFS='|' read -r name text; do printf 'make %-8s %s\n' "$$name" "$$text"; done
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
+	  | while IFS='|' read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
 setup: $(STAMP) ## install the locked versions and this project into .venv
 
 $(STAMP): | $(VENV)/bin/pip
 	@echo "Installing the locked versions into $(VENV) (a minute or more: torch is large) ..."
-	@$(BIN)/pip install -qq $(addprefix --requirement ,$(LOCKS))
+	@sh containers/install.sh $(BIN)/pip $(LOCKS)
 	@$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-*
 	@touch $@
@@ -42,6 +44,10 @@ demo: setup ## train, evaluate and report two real games at toy size, in minutes
 test: lint ## check style and types, then run every test
 	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadgroup
 
+test-cluster: setup ## real Slurm, Apptainer and ssh, with kills; needs root on Debian 12
+	@tests/cluster/install
+	@OMP_NUM_THREADS=1 pytest -q tests/cluster
+
 lint: setup ## ruff, mypy and snakefmt
 	@ruff check .
 	@ruff format --check .
@@ -60,6 +66,9 @@ learn: setup ## show that the agent learns a small pixel game, and not from shuf
 	@drama check results/learn/catch --at-least 0.9
 	@echo "The same with shuffled rewards: below 0.2 wanted"
 	@drama check results/learn/catch-shuffled --below 0.2
+
+container: setup ## build the image for the cluster; VARIANT=cpu, BASE=docker image or folder
+	@python containers/build.py --variant $(VARIANT) $(if $(BASE),--base '$(BASE)')
 
 lock: setup ## resolve containers/*.in again and write containers/*.lock
 	@python containers/lock.py

@@ -59,6 +59,7 @@ class Experiment(Frozen):
     games: dict[str, dict[str, Any]]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda"]
+    runs_per_gpu: Count = 1
     results: str
 
 

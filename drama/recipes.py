@@ -70,6 +70,7 @@ class Plan:
     Attributes:
         preset: name of the preset.
         device: what to run on, auto, cpu or cuda.
+        runs_per_gpu: how many runs share a GPU on this machine.
         results: folder of the preset's results.
         runs: in the order of configuration.
         report: the file that says the report is whole, report-<fingerprint>.json.
@@ -77,13 +78,18 @@ class Plan:
 
     preset: str
     device: str
+    runs_per_gpu: int
     results: Path
     runs: list[PlannedRun]
     report: Path
 
 
 def plan(
-    experiment: Path, overrides: Mapping[str, Any] | None = None, settings: Sequence[Layer] = ()
+    experiment: Path,
+    overrides: Mapping[str, Any] | None = None,
+    settings: Sequence[Layer] = (),
+    *,
+    write: bool = True,
 ) -> Plan:
     """Resolve an experiment into recipes, writing each whose content changed.
 
@@ -94,6 +100,7 @@ def plan(
         experiment: the YAML file that says what to run.
         overrides: keys of that file to replace (preset, games, seeds, device, results).
         settings: layers over every game's settings, such as `--set` gives.
+        write: False to only say what the plan is, and touch no file.
 
     Raises:
         ConfigurationError: for any mistake in any layer, or outside the project's root.
@@ -124,13 +131,18 @@ def plan(
             runs.append(run)
     report = _report_text(wanted.preset, complete, runs, results)
     texts[results / "recipes" / "report.json"] = report
+    if write:
+        _write_plan(texts, runs)
+    stamp = results / "report" / f"report-{sha256_text(report)[:SHORT]}.json"
+    return Plan(wanted.preset, wanted.device, wanted.runs_per_gpu, results, runs, stamp)
+
+
+def _write_plan(texts: Mapping[Path, str], runs: Iterable[PlannedRun]) -> None:
     for path, text in texts.items():
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
     for run in runs:
         restore(run.folder, run.fingerprint)
-    stamp = results / "report" / f"report-{sha256_text(report)[:SHORT]}.json"
-    return Plan(wanted.preset, wanted.device, results, runs, stamp)
 
 
 def _presets(
@@ -286,7 +298,9 @@ def read_evaluation_recipe(run: RunFiles) -> EvaluationFiles:
 
 
 def lock_hash(path: Path) -> str:
-    """Return the hash of a lock file's pins, comments and blank lines aside.
+    """Return the hash of a lock file's pins; comments, blank lines and files' hashes aside.
+
+    A version has as many files as there are platforms, so their hashes do not define a run.
 
     Raises:
         ConfigurationError: when there is no such file.
@@ -295,8 +309,13 @@ def lock_hash(path: Path) -> str:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         raise ConfigurationError(f"{path}: not found; run this from the project's root") from None
-    pins = [line.split("#")[0].strip() for line in lines]
+    pins = [_pin(line) for line in lines]
     return sha256_text("\n".join(sorted(filter(None, pins))))
+
+
+def _pin(line: str) -> str:
+    words = line.split("#")[0].removesuffix("\\").split()
+    return " ".join(word for word in words if not word.startswith("--hash="))
 
 
 def code_hash(parts: Iterable[str], package: Path = PACKAGE) -> str:

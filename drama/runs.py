@@ -22,6 +22,7 @@ SHORT = 16
 """Hexadecimal digits of a fingerprint that file names carry."""
 
 STATUS = "status.json"
+SUPERSEDED = "superseded"
 ARTIFACTS = ("checkpoint.parquet", "episodes.parquet", "training.parquet", "replay/part-*.parquet")
 VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "pyarrow")
 
@@ -87,7 +88,7 @@ def is_whole(folder: Path, fingerprint: str) -> bool:
 def superseded(folder: Path, fingerprint: str) -> Path:
     """Return where a run is kept while another has its folder."""
     results, relative = folder.parents[2], folder.relative_to(folder.parents[1])
-    return results / "superseded" / relative / fingerprint[:SHORT]
+    return results / SUPERSEDED / relative / fingerprint[:SHORT]
 
 
 def is_current(folder: Path, fingerprint: str) -> bool:
@@ -139,7 +140,14 @@ def restore(folder: Path, fingerprint: str) -> None:
 
 
 def write_record(
-    path: Path, recipe: dict[str, Any], fingerprint: str, *, device: str, seconds: float, steps: int
+    path: Path,
+    recipe: dict[str, Any],
+    fingerprint: str,
+    *,
+    device: str,
+    seconds: float,
+    steps: int,
+    image: str | None = None,
 ) -> None:
     """Write run-<fingerprint>.json, which says that the run in its folder is whole.
 
@@ -150,6 +158,7 @@ def write_record(
         device: what it ran on.
         seconds: wall time of all sittings together.
         steps: agent steps.
+        image: SHA-256 of the container image it ran in; None outside one.
     """
     folder = path.parent
     files = sorted(file for pattern in ARTIFACTS for file in folder.glob(pattern))
@@ -165,7 +174,8 @@ def write_record(
             }
             for file in files
         ],
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in VERSIONED},
+        "versions": versions(),
+        "image": image,
         "device": device,
         "wall_seconds": round(seconds, 1),
         "steps": steps,
@@ -173,6 +183,11 @@ def write_record(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(path, record)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that a result may depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONED}
 
 
 def git_commit() -> str | None:

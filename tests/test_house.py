@@ -15,6 +15,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("run", "report", "workflow", "dev")
+# What comes on top of run.lock and report.lock where torch is its CUDA build.
+CUDA_LOCKS = ("cuda", "kernels")
+HASH = r"--hash=sha256:([0-9a-f]{64})"
 
 # A package imports packages of its own or a lower rank only.
 RANKS = {
@@ -22,7 +25,7 @@ RANKS = {
     "env": 1, "replay": 1, "model": 1, "behaviour": 1,
     "training": 2,
     "config": 3, "evaluation": 3, "runs": 3,
-    "recipes": 4,
+    "recipes": 4, "gpus": 4, "slurm": 4,
     "artifacts": 5, "report": 5, "jobs": 5,
     "cli": 6,
 }  # fmt: skip
@@ -89,10 +92,20 @@ def test_planning_and_reporting_need_no_torch(path: Path) -> None:
         assert "torch" not in reachable(module)
 
 
+def locked(name: str) -> dict[str, tuple[str, list[str]]]:
+    """Versions and hashes of one lock, by package; every line of it must be understood."""
+    text = (ROOT / "containers" / f"{name}.lock").read_text(encoding="utf-8")
+    found: dict[str, tuple[str, list[str]]] = {}
+    for entry in text.replace(" \\\n", " ").splitlines():
+        if not entry.startswith("#"):
+            pin, *options = entry.split()
+            package, version = pin.split("==")
+            found[package] = version, [re.fullmatch(HASH, option)[1] for option in options]  # type: ignore[index]
+    return found
+
+
 def pins(name: str) -> dict[str, str]:
-    lines = (ROOT / "containers" / f"{name}.lock").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("==") for line in lines if not line.startswith("#")]
-    return {package: version for package, version in rows}
+    return {package: version for package, (version, _) in locked(name).items()}
 
 
 def required(name: str) -> list[Requirement]:
@@ -127,12 +140,37 @@ def test_pyproject_and_requirement_files_name_the_same_packages(name: str) -> No
     assert listed == {canonicalize_name(requirement.name) for requirement in declared()[name]}
 
 
+@pytest.mark.parametrize("name", [*LOCKS, *CUDA_LOCKS])
+def test_every_pin_carries_sorted_hashes_of_its_files(name: str) -> None:
+    assert list(locked(name)) == sorted(locked(name))
+    for package, (_, hashes) in locked(name).items():
+        assert hashes and hashes == sorted(set(hashes)), package
+
+
 def test_locks_leave_the_build_of_torch_to_the_machine() -> None:
     assert pins("run")["torch"] == "2.13.0"
-    for name in LOCKS:
+    for name in (*LOCKS, *CUDA_LOCKS):
         for package, version in pins(name).items():
-            assert not package.startswith(("nvidia-", "triton")), package
+            assert name in CUDA_LOCKS or not package.startswith(("nvidia-", "cuda-", "triton"))
             assert "+" not in version, f"{package}=={version}"
+
+
+def test_cuda_locks_add_to_the_image_and_agree_with_the_other_locks() -> None:
+    image = pins("run") | pins("report")
+    assert not set(image) & set(pins("cuda"))
+    assert not (set(image) | set(pins("cuda"))) & set(pins("kernels"))
+    elsewhere = pins("workflow") | pins("dev")
+    for package, version in pins("kernels").items():
+        assert elsewhere.get(package, version) == version, package
+    present = image | pins("cuda") | pins("kernels")
+    for requirement in required("kernels"):
+        version = present[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} against {version}"
+
+
+def test_nvcc_is_of_the_cuda_that_torch_asks_for() -> None:
+    runtime, nvcc = pins("cuda")["nvidia-cuda-runtime"], pins("kernels")["nvidia-cuda-nvcc"]
+    assert runtime.split(".")[:2] == nvcc.split(".")[:2]
 
 
 def test_what_presents_results_is_not_part_of_a_runs_fingerprint() -> None:
@@ -194,7 +232,7 @@ def test_a_rule_has_a_docstring_and_one_drama_command(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# Needs: ")
     rules = re.findall(r"^rule (\w+):\n    (.*)", text, re.MULTILINE)
-    commands = re.findall(r'^        "drama (\w+) ', text, re.MULTILINE)
+    commands = re.findall(r'^        "(?:exec )?drama (\w+) ', text, re.MULTILINE)
     assert commands == [name for name, _ in rules]
     assert all(first.startswith('"""') for _, first in rules)
 
@@ -212,7 +250,7 @@ def test_every_profile_decides_by_name_and_needs_no_unlocking(name: str) -> None
 
 def targets() -> set[str]:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    return set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +258,7 @@ def targets() -> set[str]:
 )
 def test_make_targets_that_are_named_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:^|`|run: )make ([a-z]+)", text, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`|run: )make ([a-z-]+)", text, re.MULTILINE))
     assert named, f"{name} names no make target"
     assert named <= targets()
 

@@ -463,5 +463,10 @@ def test_a_lock_files_pins_count_and_its_comments_do_not(tmp_path: Path) -> None
     before = lock_hash(path)
     path.write_text("numpy==2.4.0\ntorch==2.13.0\n# other\n")
     assert lock_hash(path) == before
+    path.write_text(
+        "numpy==2.4.0 \\\n    --hash=sha256:01 \\\n    --hash=sha256:23\n"
+        "torch==2.13.0 --hash=sha256:45\n"
+    )
+    assert lock_hash(path) == before
     path.write_text("numpy==2.4.1\ntorch==2.13.0\n")
     assert lock_hash(path) != before

@@ -2,11 +2,15 @@
 # Makes: PLAN, all runs of the experiment with today's fingerprints. Their recipes are written as
 #        this file is read, each only when its content changes, so that every call of Snakemake
 #        starts from a validated configuration.
+#        IMAGE, what jobs run in when Snakemake is asked for Apptainer.
 
-import shutil
 import sys
 from pathlib import Path
 
+from snakemake.settings.types import DeploymentMethod
+
+from drama import gpus
+from drama.artifacts.image import require_image, variant_for
 from drama.errors import ConfigurationError
 from drama.recipes import plan
 
@@ -24,16 +28,27 @@ OVERRIDES = {
     if key != "experiment"
 }
 
+CONTAINED = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+
 try:
     PLAN = plan(Path(config.get("experiment", "config/config.yaml")), OVERRIDES)
+    IMAGE = str(require_image(variant_for(PLAN.device))) if CONTAINED else None
 except ConfigurationError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 
+
+container: IMAGE
+
+
 RUN = f"{PLAN.results}/runs/{{game}}/seed{{seed}}"
 LOG = f"{PLAN.results}/logs/{{game}}/seed{{seed}}"
-# GPUs a job takes: how many jobs share what there is, a profile says.
-GPU = int(PLAN.device != "cpu" and shutil.which("nvidia-smi") is not None)
+# GPUs here; a job takes one when there is one. A cluster's profile says for itself what jobs take.
+GPUS = gpus.count() if PLAN.device != "cpu" else 0
+GPU = min(GPUS, 1)
+HERE = workflow.is_main_process and workflow.resource_settings.nodes is None
+if GPU and HERE and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", GPUS * PLAN.runs_per_gpu)
 RUNS = {(run.game, str(run.seed)): run for run in PLAN.runs}
 
 

@@ -1,0 +1,172 @@
+"""Build the container image that today's lock files ask for: run it with `make container`.
+
+The image is written under another name and renamed when it is whole. Nothing is done when it is
+there. How this machine reaches package indexes is lent to the build and stays out of the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from indexes import index_addresses, pip_settings
+
+from drama.artifacts.image import (
+    DEFINITION,
+    IMAGES,
+    ImageMissing,
+    Variant,
+    current_image,
+    image_hash,
+    note_of,
+    require_image,
+)
+from drama.files import remove_leftovers, replacing, sha256_file, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+LENT = Path("/mnt")
+"""Where drama.def finds pip.conf, and what that names, while it is built."""
+SQUASH = "-comp gzip -Xcompression-level 1"  # minutes faster than the default, a tenth larger
+
+
+def lend_pip_settings(folder: Path) -> list[str]:
+    """Write a pip.conf that says inside the build what this machine's pip is configured with.
+
+    Args:
+        folder: an empty folder, which the build sees as LENT.
+
+    Returns:
+        Bind mounts, source:target, of the folder and of local package folders that pip uses.
+    """
+    settings = pip_settings()
+    binds = [f"{folder}:{LENT}:ro"]
+
+    def lend(source: Path) -> Path:
+        name = f"packages-{len(binds)}"
+        (folder / name).mkdir()
+        binds.append(f"{source}:{LENT / name}:ro")
+        return LENT / name
+
+    def inside(address: str) -> str:
+        parts = urlsplit(address)
+        if parts.scheme == "file":
+            # The pages of an index in a folder link to files beside that folder.
+            path = Path(unquote(parts.path))
+            return (lend(path.parent) / path.name).as_uri()
+        return str(lend(Path(address))) if Path(address).is_dir() else address
+
+    main, *others = map(inside, index_addresses())
+    lent = {"index-url": main, "extra-index-url": " ".join(others)}
+    lent["find-links"] = " ".join(map(inside, settings.get("find-links", "").split()))
+    lent |= {key: settings[key] for key in ("proxy", "trusted-host") if key in settings}
+    if "cert" in settings:
+        shutil.copyfile(settings["cert"], folder / "cert.pem")
+        lent["cert"] = str(LENT / "cert.pem")
+    parser = configparser.RawConfigParser()
+    parser["global"] = {key: value for key, value in lent.items() if value}
+    with (folder / "pip.conf").open("w", encoding="utf-8") as file:
+        parser.write(file)
+    return binds
+
+
+def command(variant: Variant, base: str | None, binds: list[str], image: Path) -> list[str]:
+    """Return the call of apptainer that builds an image."""
+    arguments = {"variant": variant}
+    if base is not None:
+        local = Path(base).expanduser()
+        arguments["bootstrap"] = "localimage" if local.exists() else "docker"
+        arguments["base"] = str(local.resolve()) if local.exists() else base
+    call = ["apptainer", "build", "--force", "--mksquashfs-args", SQUASH]
+    for bind in binds:
+        call += ["--bind", bind]
+    for name, value in arguments.items():
+        call += ["--build-arg", f"{name}={value}"]
+    return [*call, str(image), str(DEFINITION)]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait for another build in this folder to end."""
+    IMAGES.mkdir(exist_ok=True)
+    with (IMAGES / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_there(variant: Variant) -> bool:
+    """Say whether today's image is there, as it was built."""
+    try:
+        require_image(variant)
+    except ImageMissing:
+        return False
+    return True
+
+
+def build(variant: Variant, base: str | None) -> None:
+    """Build today's image of a variant, with the note beside it that says what it is."""
+    path = current_image(variant)
+    remove_leftovers(IMAGES)
+    with replacing(path) as temporary, tempfile.TemporaryDirectory() as lent:
+        subprocess.run(command(variant, base, lend_pip_settings(Path(lent)), temporary), check=True)
+        note = {
+            "sha256": sha256_file(temporary),
+            "bytes": temporary.stat().st_size,
+            "variant": variant,
+            "lock": image_hash(variant),
+            "base": base,
+            "built": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_json(note_of(path), note)
+
+
+def main() -> int:
+    """Build the image unless it is there; say what is missing where it cannot be built."""
+    parser = argparse.ArgumentParser(description="Build the container image.")
+    parser.add_argument("--variant", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--base", help="a Docker Hub image, or a folder with a root file system")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    path = current_image(options.variant)
+    named_path = options.base is not None and options.base.startswith(("/", ".", "~"))
+    if named_path and not Path(options.base).expanduser().exists():
+        return _refuse(f"{options.base}: no such folder or image", 2)
+    with alone():
+        if is_there(options.variant):
+            print(f"{path}: there already")
+            return 0
+        if shutil.which("apptainer") is None:
+            return _refuse(
+                "apptainer was not found. Install it (apptainer.org), or build on a machine that "
+                f"has it and copy {path} with its .json",
+                1,
+            )
+        try:
+            build(options.variant, options.base)
+        except subprocess.CalledProcessError as error:
+            return _refuse(
+                f"apptainer stopped with exit code {error.returncode}; the cause stands above. "
+                "No image was written",
+                1,
+            )
+    print(f"{path}: built")
+    return 0
+
+
+def _refuse(reason: str, code: int) -> int:
+    print(f"make container: {reason}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
