@@ -4,6 +4,7 @@
 #   train     recipe        -> run-<fingerprint>.json, written when the run is whole
 #   evaluate  run           -> evaluation-<fingerprint>.parquet, one row per episode
 #   report    all of them   -> scores, figures and one page
+#   record    what is whole -> DVC, whenever Snakemake ends
 #
 # A result's file name holds the fingerprint of everything that defines the result, so a result is
 # current when a file of today's name is there. File times play no part.
@@ -34,3 +35,4 @@ rule all:
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/record.smk"

@@ -7,11 +7,13 @@ else.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from drama import gpus
 from drama.config import parse_assignment
 from drama.errors import ConfigurationError, DramaError
 from drama.recipes import plan as make_plan
@@ -38,7 +40,9 @@ app = typer.Typer(
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe, such as results/quick/recipes/Pong/seed0.json.")
 ]
-Device = Annotated[str, typer.Option(help="auto (a GPU when there is one), cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, typer.Option(help="auto (a GPU when there is one), cpu, cuda (the least taken) or cuda:N.")
+]
 Threads = Annotated[
     int, typer.Option(min=1, help="CPU threads. The same number gives the same bytes.")
 ]
@@ -85,6 +89,11 @@ def plan(
         f"{count} planned under preset {planned.preset}, {whole} of them trained: "
         f"{planned.results / 'recipes'}"
     )
+    if config == Path("config/config.yaml") and not assign and set(overrides.values()) == {None}:
+        from drama.artifacts.ledger import record_plan
+
+        if trouble := record_plan():
+            print(f"The recipes are written, but not noted in DVC: {trouble}", file=sys.stderr)
 
 
 @app.command()
@@ -144,6 +153,119 @@ def report(
 
 
 @app.command()
+def verify(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Recipes, run folders, or a preset's results; all of results/ when left out."
+        ),
+    ] = None,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="Check checksums and play nothing.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Hold recorded runs to their records: every file's checksum, then the score.
+
+    The checkpoint plays each recorded evaluation again, with its seeds. On the kind of device and
+    the library versions it was made with, every episode must come out exactly. Exits with code 1
+    when a run does not hold, or was made by other code and cannot be played.
+    """
+    with stop_at_once():
+        import torch
+
+        from drama.artifacts.verify import find_records
+        from drama.artifacts.verify import verify as verify_run
+
+        torch.set_num_threads(threads)
+        records = find_records(runs or [Path("results")])
+        play_on = _device(device)
+        failed = 0
+        for record in records:
+            verdict = verify_run(record, play_on, play_again=not files_only)
+            failed += not verdict.holds
+            print(f"{verdict.finding.name.lower():10} {record.parent}: {verdict.text}", flush=True)
+    print(f"{len(records) - failed} of {len(records)} runs hold")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def record(
+    results: Annotated[
+        Path | None, typer.Argument(help="A preset's results; others than dvc.yaml's are left.")
+    ] = None,
+) -> None:
+    """Record every finished run, its evaluation and the report in DVC.
+
+    Puts the files of whole runs into DVC's cache and their checksums into dvc.lock, after holding
+    them to the run's own record; `dvc push` then carries them to where others can pull them.
+    Snakemake gives this command whenever it ends.
+    """
+    from drama.artifacts.ledger import record as record_runs
+
+    done = record_runs(results)
+    print(
+        "\n".join([*done.notes, *done.problems]),
+        end="\n" * bool(done.notes or done.problems),
+        file=sys.stderr,
+    )
+    print(done.summary)
+    if done.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def stages() -> None:
+    """Write dvc.yaml out of config/config.yaml, after its games, seeds or preset changed."""
+    from drama.artifacts.stages import DVC_YAML, write_stages
+
+    print(f"{DVC_YAML}: {write_stages()} stages")
+
+
+@app.command()
+def status(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Results, such as results/xs; everything in results/ when left out."),
+    ] = None,
+    watch: Annotated[
+        float | None, typer.Option(min=1, help="Show it anew after so many seconds, until Ctrl-C.")
+    ] = None,
+) -> None:
+    """Show how every planned run is getting on, from files alone, on whichever node.
+
+    waiting; running; stopped on request and lost to a kill, which both go on where they were when
+    training is started again; trained; done, with the evaluation's mean return instead of the last
+    episode's; failed, with the last line of the run's log.
+    """
+    from rich.console import Console
+
+    from drama.artifacts.status import planned_results, read_statuses, remarks, table
+
+    console = Console(highlight=False)
+    while True:
+        plans = [
+            (folder, read_statuses(folder))
+            for folder in planned_results(results or [Path("results")])
+        ]
+        if watch:
+            console.clear()
+        for folder, runs in plans:
+            console.print(f"{folder}")
+            console.print(table(runs))
+            for line in remarks(runs):
+                console.print(line, soft_wrap=True, markup=False)
+        if not watch:
+            return
+        try:
+            time.sleep(watch)
+        except KeyboardInterrupt:
+            return
+
+
+@app.command()
 def check(
     results: Annotated[Path, typer.Argument(help="A preset's results, such as results/quick.")],
     at_least: Annotated[
@@ -175,12 +297,11 @@ def _numbers(text: str) -> list[int]:
 
 
 def _device(name: str) -> torch.device:
-    """Turn a device's name into one that is there."""
+    """Turn a device's name into one that is there; without a number, the GPU fewest others took."""
     import torch
 
-    available = torch.cuda.is_available()
     if name == "auto":
-        return torch.device("cuda" if available else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -191,6 +312,12 @@ def _device(name: str) -> torch.device:
         raise ConfigurationError(
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu or auto"
         )
+    if device.type == "cuda" and device.index is None:
+        every = range(torch.cuda.device_count())
+        names = [str(torch.cuda.get_device_properties(index).uuid) for index in every]
+        device = torch.device("cuda", gpus.claim(names))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+from drama.artifacts.evaluations import note_evaluation
+from drama.artifacts.image import running_digest
+from drama.artifacts.store import fetch
 from drama.errors import DramaError
 from drama.evaluation import load_agent, play, write_evaluation
 from drama.recipes import EvaluationFiles, RunFiles
@@ -47,6 +50,7 @@ def train_run(run: RunFiles, device: torch.device, threads: int, checkpoint_ever
             device=device_name(device),
             seconds=status.wall_seconds,
             steps=status.total_steps,
+            image=running_digest(),
         )
         _say(f"{run.record}: trained in {status.wall_seconds / 60:.1f} min")
 
@@ -62,6 +66,7 @@ def evaluate_run(
     Raises:
         RunIncomplete: when the run is not whole.
         CheckpointError: when its checkpoint is damaged.
+        NotFetched: when its checkpoint is not here and cannot be fetched from DVC.
     """
     torch.set_num_threads(threads)
     if not is_whole(run.folder, run.fingerprint):
@@ -69,8 +74,10 @@ def evaluate_run(
     with locked(run.folder):
         make_current(run.folder, run.fingerprint)
         if evaluation.path.exists():
+            note_evaluation(evaluation.path, evaluation.fingerprint)
             _say(f"{evaluation.path}: there already")
             return evaluation.path
+        _fetch_checkpoint(run)
         agent = load_agent(run.recipe, run.folder / CHECKPOINT, run.fingerprint, device)
         episodes = play(agent, run.recipe, evaluation.settings)
         header = {
@@ -80,9 +87,19 @@ def evaluate_run(
             "device": device_name(device),
         }
         write_evaluation(evaluation.path, episodes, run.recipe, header)
+        note_evaluation(evaluation.path, evaluation.fingerprint)
     mean = sum(episode.episode_return for episode in episodes) / len(episodes)
     _say(f"{evaluation.path}: mean return {mean:g} over {len(episodes)} episodes")
     return evaluation.path
+
+
+def _fetch_checkpoint(run: RunFiles) -> None:
+    """Fetch a whole run's checkpoint when it is not here, as in a clone that pulled nothing."""
+    checkpoint = run.folder / CHECKPOINT
+    if checkpoint.exists():
+        return
+    source = fetch(run.record, CHECKPOINT, f"train@{run.recipe.game}-{run.recipe.seed}")
+    _say(f"{checkpoint}: fetched from {source}")
 
 
 def _say(text: str) -> None:

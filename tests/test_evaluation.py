@@ -226,7 +226,8 @@ def test_a_checkpoint_that_cannot_be_used_is_named(copy: Workspace, damage: str)
         path.write_bytes({"cut": content[:-9], "flipped": flipped}[damage])
     before = copy.tree()
     output = copy.evaluate(expected=1)
-    assert "Traceback" not in output and "checkpoint.parquet: not a whole checkpoint" in output
+    said = "not here, and not to be found" if damage == "missing" else "not a whole checkpoint"
+    assert "Traceback" not in output and f"checkpoint.parquet: {said}" in output
     assert copy.tree() == before
 
 

@@ -118,7 +118,9 @@ def copy_sources(root: Path) -> Project:
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                source, root / name, ignore=shutil.ignore_patterns("__pycache__", "images")
+            )
         else:
             shutil.copy(source, root / name)
     (root / "config/quick.yaml").write_text(EXPERIMENT, encoding="utf-8")

@@ -1,0 +1,131 @@
+"""How long `drama record` and `dvc status` take for all runs of config/config.yaml.
+
+    python benchmarks/ledger.py [FOLDER]
+
+Makes a copy of the project in a scratch folder, fills it with synthetic whole runs (ten replay
+shards each, as 100 000 steps leave behind; small files, so that what is measured is DVC's and the
+ledger's own work, not the disk), and prints a table. Nothing outside the scratch folder changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drama.files import canonical_json, sha256_file
+from drama.recipes import Plan, PlannedRun, plan
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("config", "containers", "drama", "dvc.yaml", ".dvcignore", ".gitignore")
+SHARDS = 10
+SHARD_BYTES = 20_000
+CHECKPOINT_BYTES = 100_000
+REPORT = (
+    "figures/scores.svg", "index.html", "report.md", "scores.parquet", "aggregates.json",
+    "scores.csv",
+)  # fmt: skip
+
+
+def make_project(root: Path) -> Plan:
+    """Copy the project to an empty folder, make it a git repository, and go there."""
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "images")
+            shutil.copytree(ROOT / name, root / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, root / name)
+    (root / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, root / ".dvc" / name)
+    os.chdir(root)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    return plan(Path("config/config.yaml"))
+
+
+def make_run(run: PlannedRun) -> None:
+    """Write files as a whole run has them, different in every run, and its record."""
+    names = [f"replay/part-{part:05d}.parquet" for part in range(SHARDS)]
+    sizes = dict.fromkeys(names, SHARD_BYTES) | {
+        "checkpoint.parquet": CHECKPOINT_BYTES, "episodes.parquet": 20_000,
+        "training.parquet": 50_000,
+    }  # fmt: skip
+    (run.folder / "replay").mkdir(parents=True)
+    for name, size in sizes.items():
+        (run.folder / name).write_bytes(os.urandom(size))
+    pq.write_table(pa.table({"episode_return": [float(run.seed)] * 100}), run.evaluation)
+    artifacts = [
+        {"path": name, "sha256": sha256_file(run.folder / name), "bytes": size}
+        for name, size in sorted(sizes.items())
+    ]
+    record = {"format": 1, "fingerprint": run.fingerprint, "artifacts": artifacts}
+    run.record.write_text(canonical_json(record))
+
+
+def make_report(planned: Plan) -> None:
+    """Write files that stand for a report."""
+    for name in REPORT:
+        path = planned.results / "report" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    planned.report.write_text("{}")
+
+
+def change_a_game() -> None:
+    """Edit one game's entry."""
+    path = Path("config/config.yaml")
+    path.write_text(path.read_text().replace("Pong: {}", "Pong: {replay: {alpha: 0.5}}"))
+
+
+def empty_the_lock_file() -> None:
+    """Leave dvc.lock as a kill of DVC itself can leave it."""
+    Path("dvc.lock").write_text("")
+
+
+def timed(*command: str) -> tuple[float, str]:
+    """Run a command; returns the seconds it took and the last line it printed."""
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return time.monotonic() - start, (done.stdout.strip().splitlines() or [""])[-1].strip()
+
+
+def main() -> None:
+    """Measure and print."""
+    scratch = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
+    root = scratch.resolve() / "project"
+    root.mkdir(parents=True)
+    os.environ["PYTHONPATH"] = str(root)
+    planned = make_project(root)
+    for run in planned.runs:
+        make_run(run)
+    make_report(planned)
+    steps: list[tuple[str, Callable[[], None] | None, tuple[str, ...]]] = [
+        ("record all, first time", None, ("drama", "record")),
+        ("record, nothing new", None, ("drama", "record")),
+        ("record, dvc.lock emptied", empty_the_lock_file, ("drama", "record")),
+        ("dvc status, all current", None, ("dvc", "status")),
+        ("drama plan, one game changed", change_a_game, ("drama", "plan")),
+        ("dvc status, one game changed", None, ("dvc", "status", "--json")),
+        ("dvc push, all", None, ("dvc", "push", "--quiet")),
+    ]
+    print(f"{len(planned.runs)} runs of {SHARDS + 3} files, in {root}")
+    for name, prepare, command in steps:
+        if prepare:
+            prepare()
+        seconds, line = timed(*command)
+        if line.startswith("{"):
+            line = f"names {', '.join(json.loads(line))}"
+        print(f"{name:<30} {seconds:6.1f} s  {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

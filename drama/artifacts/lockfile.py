@@ -1,0 +1,117 @@
+"""dvc.lock: reading it, also when it is damaged, and replacing it as a whole.
+
+DVC writes this file in place: a kill leaves it empty or cut. A merge can leave conflict marks in
+it. Then its entries are looked for where older versions are: in the backup that every recording
+makes, in git, between the conflict marks. Which of them still hold, the runs' own files say.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drama.files import write_text
+
+LOCK = Path("dvc.lock")
+BACKUP = Path(".dvc/tmp/dvc.lock.backup")
+CONFLICT = re.compile(
+    r"^<{7}.*?\n(?P<ours>.*?)(?:^\|{7}.*?)?^={7}\n(?P<theirs>.*?)^>{7}.*?(?:\n|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+
+Entry = dict[str, Any]
+Entries = dict[str, Entry]
+"""What dvc.lock says of each stage: cmd, deps and outs with their checksums."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """dvc.lock as it was found.
+
+    Attributes:
+        entries: of each stage; empty when the file is damaged.
+        damage: what is wrong with the file, or None.
+        text: the file's.
+    """
+
+    entries: Entries
+    damage: str | None
+    text: str | None
+
+    @cached_property
+    def older(self) -> tuple[Entries, ...]:
+        """Entries from elsewhere, best first, to complete a damaged file with."""
+        sides = [CONFLICT.sub(rf"\g<{side}>", self.text or "") for side in ("ours", "theirs")]
+        sources = (*sides, _backup(), _committed())
+        return tuple(entries for text in sources if (entries := _try(text)))
+
+
+def read_ledger() -> Ledger:
+    """Read dvc.lock in the working directory; one that never was is an empty one."""
+    text = LOCK.read_text(encoding="utf-8", errors="replace") if LOCK.exists() else None
+    try:
+        return Ledger(_parse(text), None, text)
+    except ValueError as error:
+        damaged = Ledger({}, str(error), text)
+    never_was = text is None and not damaged.older
+    return Ledger({}, None, None) if never_was else damaged
+
+
+def write_ledger(entries: Entries) -> None:
+    """Replace dvc.lock as a whole; a whole earlier one is kept as a backup first."""
+    from dvc.utils.serialize import dumps_yaml
+
+    if LOCK.exists() and (earlier := _try(text := LOCK.read_text(encoding="utf-8"))):
+        if earlier == entries:
+            return
+        write_text(BACKUP, text)
+    write_text(LOCK, dumps_yaml({"schema": "2.0", "stages": entries}))
+
+
+def _parse(text: str | None) -> Entries:
+    if text is None:
+        raise ValueError("it is missing")
+    if not text.strip():
+        raise ValueError("it is empty")
+    if not text.endswith("\n"):
+        raise ValueError("it is cut off")
+    if CONFLICT.search(text):
+        raise ValueError("it holds the conflict marks of a merge")
+    try:
+        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is not YAML ({' '.join(str(error).split())})") from None
+    stages = document.get("stages") if isinstance(document, dict) else None
+    if not isinstance(stages, dict) or not all(_is_entry(entry) for entry in stages.values()):
+        raise ValueError("it is cut off or was edited: not every stage has its checksums")
+    return stages
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), str):
+        return False
+    items = [*(entry.get("deps") or ()), *(entry.get("outs") or ())]
+    return all(isinstance(item, dict) and {"path", "md5"} <= item.keys() for item in items)
+
+
+def _try(text: str | None) -> Entries | None:
+    try:
+        return _parse(text)
+    except ValueError:
+        return None
+
+
+def _backup() -> str | None:
+    return BACKUP.read_text(encoding="utf-8", errors="replace") if BACKUP.exists() else None
+
+
+def _committed() -> str | None:
+    command = ["git", "show", f"HEAD:./{LOCK}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,213 @@
+"""Does a recorded run still hold: are its files intact, does its score come out again?
+
+Both are asked of the run's own record. The files' checksums are held to those that
+run-<fingerprint>.json names. Then the checkpoint plays the recorded evaluations again, with their
+seeds and settings, and every episode is held to its row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import ValidationError
+
+from drama.config import EvaluationSettings
+from drama.errors import ConfigurationError, DramaError
+from drama.evaluation import load_agent, play
+from drama.files import canonical_json, sha256_file, sha256_text
+from drama.jobs import device_name
+from drama.recipes import EVALUATION_CODE, RUN_CODE, code_hash, evaluation_text
+from drama.runs import SHORT, SUPERSEDED, versions
+from drama.settings import Recipe
+from drama.training.loop import CHECKPOINT
+
+
+class Damaged(DramaError):
+    """A record, or a file that it names, is not what it was."""
+
+
+class Finding(IntEnum):
+    """What came of verifying, from best to worst."""
+
+    VERIFIED = 0  # every file and every episode
+    SIMILAR = 1  # every file; played on something else, where equality cannot be asked for
+    INTACT = 2  # every file; no score was played
+    UNPLAYABLE = 3  # every file; made by other code than today's
+    DIFFERENT = 4  # every file; another score, on the same kind of device
+    DAMAGED = 5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of verifying one run, and the words for it."""
+
+    finding: Finding
+    text: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether all that was asked for was checked, and nothing speaks against the run."""
+        return self.finding <= Finding.INTACT
+
+
+def find_records(places: Sequence[Path]) -> list[Path]:
+    """Return the records of all whole runs at or below the given places.
+
+    Args:
+        places: recipes, records, or folders of any level from a run's to `results`.
+
+    Raises:
+        ConfigurationError: when a place holds no whole run.
+    """
+    return [record for place in places for record in _records_at(place)]
+
+
+def _records_at(place: Path) -> list[Path]:
+    if place.is_file() and place.match("run-*.json"):
+        return [place]
+    folder = place
+    if place.suffix == ".json":  # results/<preset>/recipes/<Game>/seed<k>.json
+        folder = place.parents[2] / "runs" / place.parent.name / place.stem
+    found = [
+        path
+        for path in sorted(folder.rglob("run-*.json"))
+        if SUPERSEDED not in path.relative_to(folder).parts
+    ]
+    if not found:
+        raise ConfigurationError(
+            f"{place}: no whole run there. Name a recipe, a run's folder or a preset's results, "
+            "such as results/xs"
+        )
+    return found
+
+
+def verify(record: Path, device: torch.device, *, play_again: bool = True) -> Verdict:
+    """Verify one run; nothing is written.
+
+    Args:
+        record: its run-<fingerprint>.json.
+        device: to play on. On the kind of device the score was made on, every episode has to
+            come out exactly.
+        play_again: whether to play the evaluations again or to check files only.
+    """
+    try:
+        data, recipe = _read_record(record)
+        files = f"{_check_artifacts(record.parent, data, recipe)} files intact"
+        if not play_again:
+            return Verdict(Finding.INTACT, files)
+        verdicts = [
+            _play(path, data, recipe, device)
+            for path in sorted(record.parent.glob("evaluation-*.parquet"))
+        ]
+    except DramaError as error:
+        return Verdict(Finding.DAMAGED, str(error))
+    if not verdicts:
+        return Verdict(Finding.INTACT, f"{files}; no score is recorded")
+    findings = {verdict.finding for verdict in verdicts}
+    if len(findings) > 1:  # an evaluation of earlier code lies beside today's
+        findings.discard(Finding.UNPLAYABLE)
+    return Verdict(max(findings), "; ".join([files, *(verdict.text for verdict in verdicts)]))
+
+
+def _read_record(path: Path) -> tuple[dict[str, Any], Recipe]:
+    try:
+        data = json.loads(path.read_bytes())
+        recipe = Recipe.model_validate_json(canonical_json(data["recipe"]))
+        listed = {item["path"]: (item["sha256"], item["bytes"]) for item in data["artifacts"]}
+        named = data["fingerprint"]
+        data["device"], data["versions"], data["git_commit"]
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise Damaged(
+            f"{path.name} cannot be read ({type(error).__name__}); `git checkout` brings it back"
+        ) from None
+    fingerprint = sha256_text(canonical_json(data["recipe"]))
+    if not fingerprint == named or path.stem != f"run-{fingerprint[:SHORT]}":
+        raise Damaged(
+            f"{path.name} says {str(named)[:SHORT]}, but its recipe's fingerprint is "
+            f"{fingerprint[:SHORT]}; `git checkout` brings it back"
+        )
+    if CHECKPOINT not in listed:
+        raise Damaged(f"{path.name} lists no {CHECKPOINT}; `git checkout` brings it back")
+    return data, recipe
+
+
+def _check_artifacts(folder: Path, data: dict[str, Any], recipe: Recipe) -> int:
+    """Hold every listed file to its size and checksum; returns how many there are."""
+    missing, changed = [], []
+    for item in data["artifacts"]:
+        path = folder / item["path"]
+        if not path.is_file():
+            missing.append(item["path"])
+        elif path.stat().st_size != item["bytes"] or sha256_file(path) != item["sha256"]:
+            changed.append(item["path"])
+    stage = f"train@{recipe.game}-{recipe.seed}"
+    problems = []
+    if missing:
+        problems.append(f"not here: {', '.join(missing)}; `dvc pull {stage}` brings what DVC keeps")
+    if changed:
+        problems.append(
+            f"not the recorded bytes: {', '.join(changed)}; remove them, then `dvc pull {stage}`, "
+            "or `git checkout` for what git keeps"
+        )
+    if problems:
+        raise Damaged("; ".join(problems))
+    return len(data["artifacts"])
+
+
+def _play(path: Path, data: dict[str, Any], recipe: Recipe, device: torch.device) -> Verdict:
+    """Play one recorded evaluation again."""
+    recorded, header, settings = _read_evaluation(path, data["fingerprint"])
+    mean = float(recorded["episode_return"].to_numpy().mean())
+    text = evaluation_text(data["fingerprint"], settings, code_hash(EVALUATION_CODE))
+    if recipe.code != code_hash(RUN_CODE) or sha256_text(text) != header["fingerprint"]:
+        commit = data["git_commit"] or "unknown"
+        return Verdict(
+            Finding.UNPLAYABLE,
+            f"score {mean:g} not played again: it was made by other code (commit {commit})",
+        )
+    agent = load_agent(recipe, path.parent / CHECKPOINT, data["fingerprint"], device)
+    episodes = play(agent, recipe, settings)
+    rows = recorded.to_pylist()
+    equal = sum(
+        row["seed"] == episode.seed
+        and row["episode_return"] == episode.episode_return
+        and row["length"] == episode.length
+        for row, episode in zip(rows, episodes, strict=False)
+    )
+    if equal == len(rows) == len(episodes):
+        return Verdict(Finding.VERIFIED, f"score {mean:g} again, all {equal} episodes exactly")
+    now = sum(episode.episode_return for episode in episodes) / len(episodes)
+    found = f"score {now:g} where {mean:g} is recorded, {equal} of {len(rows)} episodes exactly"
+    here = (device_name(device), versions())
+    if here != (header["device"], data["versions"]):
+        return Verdict(
+            Finding.SIMILAR, f"{found}; played on another device or other library versions"
+        )
+    return Verdict(Finding.DIFFERENT, found)
+
+
+def _read_evaluation(
+    path: Path, fingerprint: str
+) -> tuple[pa.Table, dict[str, Any], EvaluationSettings]:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        header = json.loads(table.schema.metadata[b"drama"])
+        settings = EvaluationSettings.model_validate_json(canonical_json(header["settings"]))
+        run = header["run"]
+        header["device"], header["fingerprint"], table["episode_return"]
+        whole = table.num_rows == settings.episodes
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise Damaged(
+            f"{path.name} cannot be read ({type(error).__name__}); `git checkout` brings it back"
+        ) from None
+    if run != fingerprint or not whole:
+        raise Damaged(f"{path.name} is not this run's evaluation; `git checkout` brings it back")
+    return table, header, settings
