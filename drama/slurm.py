@@ -15,10 +15,9 @@ from typing import Any
 
 from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
 from snakemake_executor_plugin_slurm.utils import get_job_wildcards
+from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
-
-from drama.errors import DramaError
 
 ENDING = frozenset({"COMPLETING", "STAGE_OUT"})
 """States of jobs that squeue still lists although they will do nothing more."""
@@ -44,12 +43,12 @@ def queued_jobs(folder: str) -> dict[str, QueuedJob]:
         folder: the working directory.
 
     Raises:
-        DramaError: when Slurm does not answer.
+        WorkflowError: when Slurm does not answer.
     """
     command = ["squeue", "--me", "--noheader", "--format=%i|%T|%j|%k|%Z"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise DramaError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
+        raise WorkflowError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
     jobs = {}
     for line in done.stdout.splitlines():
         number, state, name, work, place = line.split("|", maxsplit=4)
@@ -58,7 +57,7 @@ def queued_jobs(folder: str) -> dict[str, QueuedJob]:
     return jobs
 
 
-class Executor(SlurmExecutor):  # type: ignore[misc]
+class Executor(SlurmExecutor):
     """The plugin's executor, with jobs called Pong-0-train, each of them in the queue once.
 
     A job that an earlier Snakemake left in the queue, started from the same folder for the same
@@ -87,7 +86,9 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
         left = self._left.pop(name, None)
         wildcards = get_job_wildcards(job)
         if left and left.work == f"rule_{job.name}_wildcards_{wildcards}":
-            self.logger.info(f"{name} is in the queue from an earlier call: Slurm job {left.number}.")
+            self.logger.info(
+                f"{name} is in the queue from an earlier call: Slurm job {left.number}."
+            )
             log = self.slurm_logdir / f"rule_{job.name}" / wildcards / f"{left.number}.log"
             self._report_job_submission_threadsafe(
                 SubmittedJobInfo(job, external_jobid=left.number, aux={"slurm_logfile": log})

@@ -21,5 +21,6 @@ rule evaluate:
         recipe=lambda wildcards: RUNS[wildcards.game, wildcards.seed].recipe,
     message:
         "Evaluating {wildcards.game}, seed {wildcards.seed}; log: {log}"
+    # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
-        "drama evaluate {params.recipe} --device {PLAN.device} --threads {threads} >> {log} 2>&1"
+        "exec drama evaluate {params.recipe} --device {PLAN.device} --threads {threads} >> {log} 2>&1"

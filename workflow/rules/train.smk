@@ -4,6 +4,13 @@
 # Nothing else is declared as output: Snakemake deletes declared outputs before a rerun and after
 # a failure, and a stopped run goes on from its checkpoint and replay shards.
 
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
+if ExecutorPluginRegistry().is_installed("slurm"):
+    from drama import slurm
+
+    slurm.use()
+
 
 rule train:
     """Train one run; a run that was stopped goes on where it was."""
@@ -22,5 +29,6 @@ rule train:
         gpu=GPU,
     message:
         "Training {wildcards.game}, seed {wildcards.seed}; progress: {log}"
+    # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
-        "drama train {input.recipe} --device {PLAN.device} --threads {threads} >> {log} 2>&1"
+        "exec drama train {input.recipe} --device {PLAN.device} --threads {threads} >> {log} 2>&1"
