@@ -7,7 +7,8 @@
 #   record    what is whole -> DVC, whenever Snakemake ends
 #
 # A result's file name holds the fingerprint of everything that defines the result, so a result is
-# current when a file of today's name is there. File times play no part.
+# current when a file of today's name is there. File times play no part. All files are `local`: they
+# lie where every job sees them, also where Snakemake would bring others to it from a store.
 
 from snakemake.utils import min_version
 
@@ -25,9 +26,9 @@ localrules:
 rule all:
     """Bring everything that config/config.yaml asks for up to date."""
     input:
-        [run.record for run in PLAN.runs],
-        [run.evaluation for run in PLAN.runs],
-        PLAN.report,
+        local([run.record for run in PLAN.runs]),
+        local([run.evaluation for run in PLAN.runs]),
+        local(PLAN.report),
     message:
         "Everything is up to date"
 

@@ -5,13 +5,15 @@
 rule evaluate:
     """Score one run over its evaluation episodes."""
     input:
-        record=ancient(lambda wildcards: RUNS[wildcards.game, wildcards.seed].record),
+        record=ancient(
+            lambda wildcards: local(RUNS[wildcards.game, wildcards.seed].record)
+        ),
     output:
-        episodes=f"{RUN}/evaluation-{{fingerprint}}.parquet",
+        episodes=local(f"{RUN}/evaluation-{{fingerprint}}.parquet"),
     log:
-        f"{LOG}/evaluate-{{fingerprint}}.log",
+        local(f"{LOG}/evaluate-{{fingerprint}}.log"),
     benchmark:
-        f"{LOG}/evaluate-{{fingerprint}}.benchmark.tsv"
+        local(f"{LOG}/evaluate-{{fingerprint}}.benchmark.tsv")
     wildcard_constraints:
         fingerprint=todays(run.evaluation for run in PLAN.runs),
     threads: 1

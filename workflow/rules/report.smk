@@ -6,14 +6,14 @@
 rule report:
     """Compare scores with people, random play and published methods."""
     input:
-        records=ancient([run.record for run in PLAN.runs]),
-        evaluations=ancient([run.evaluation for run in PLAN.runs]),
+        records=ancient(local([run.record for run in PLAN.runs])),
+        evaluations=ancient(local([run.evaluation for run in PLAN.runs])),
     output:
-        PLAN.report,
+        local(PLAN.report),
     log:
-        f"{PLAN.results}/logs/report.log",
+        local(f"{PLAN.results}/logs/report.log"),
     benchmark:
-        f"{PLAN.results}/logs/report.benchmark.tsv"
+        local(f"{PLAN.results}/logs/report.benchmark.tsv")
     message:
         "Writing the report; log: {log}"
     shell:

@@ -15,13 +15,15 @@ if ExecutorPluginRegistry().is_installed("slurm"):
 rule train:
     """Train one run; a run that was stopped goes on where it was."""
     input:
-        recipe=ancient(lambda wildcards: RUNS[wildcards.game, wildcards.seed].recipe),
+        recipe=ancient(
+            lambda wildcards: local(RUNS[wildcards.game, wildcards.seed].recipe)
+        ),
     output:
-        record=f"{RUN}/run-{{fingerprint}}.json",
+        record=local(f"{RUN}/run-{{fingerprint}}.json"),
     log:
-        f"{LOG}/train-{{fingerprint}}.log",
+        local(f"{LOG}/train-{{fingerprint}}.log"),
     benchmark:
-        f"{LOG}/train-{{fingerprint}}.benchmark.tsv"
+        local(f"{LOG}/train-{{fingerprint}}.benchmark.tsv")
     wildcard_constraints:
         fingerprint=todays(run.record for run in PLAN.runs),
     threads: 1

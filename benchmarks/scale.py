@@ -1,10 +1,10 @@
-"""How long `drama record` and `dvc status` take for all runs of config/config.yaml.
+"""How long the commands around the runs take: for all of config/config.yaml, and for 26 x 40.
 
-    python benchmarks/ledger.py [FOLDER]
+    python benchmarks/scale.py [FOLDER]
 
 Makes a copy of the project in a scratch folder, fills it with synthetic whole runs (ten replay
-shards each, as 100 000 steps leave behind; small files, so that what is measured is DVC's and the
-ledger's own work, not the disk), and prints a table. Nothing outside the scratch folder changes.
+shards each, as 100 000 steps leave behind; small files, so that what is measured is the commands'
+own work, not the disk), and prints a table. Nothing outside the scratch folder changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from drama.files import canonical_json, sha256_file
 from drama.recipes import Plan, PlannedRun, plan
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("config", "containers", "drama", "dvc.yaml", ".dvcignore", ".gitignore")
+SOURCES = (
+    "config", "containers", "drama", "workflow", "Snakefile", "dvc.yaml", ".dvcignore",
+    ".gitignore",
+)  # fmt: skip
+DRY_RUN = ("snakemake", "--profile", "workflow/profiles/local", "-n")
 SHARDS = 10
 SHARD_BYTES = 20_000
 CHECKPOINT_BYTES = 100_000
@@ -91,11 +95,22 @@ def empty_the_lock_file() -> None:
     Path("dvc.lock").write_text("")
 
 
+def ask_for_forty_seeds() -> None:
+    """Edit the seeds: 26 x 40 runs."""
+    path = Path("config/config.yaml")
+    path.write_text(path.read_text().replace("[0, 1, 2, 3, 4]", str(list(range(40)))))
+
+
 def timed(*command: str) -> tuple[float, str]:
     """Run a command; returns the seconds it took and the last line it printed."""
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return time.monotonic() - start, (done.stdout.strip().splitlines() or [""])[-1].strip()
+    seconds = time.monotonic() - start
+    line = (done.stdout.strip().splitlines() or [""])[-1].strip()
+    if line.startswith("{"):
+        names = list(json.loads(line))
+        line = f"names {len(names)} stages: {names[0]} ... {names[-1]}"
+    return seconds, line
 
 
 def main() -> None:
@@ -105,26 +120,38 @@ def main() -> None:
     root.mkdir(parents=True)
     os.environ["PYTHONPATH"] = str(root)
     planned = make_project(root)
-    for run in planned.runs:
-        make_run(run)
-    make_report(planned)
+
+    def make_everything() -> None:
+        for run in planned.runs:
+            make_run(run)
+        make_report(planned)
+
+    plan_runs = ("drama", "plan", "--config", "config/config.yaml", "--preset", "xs")
     steps: list[tuple[str, Callable[[], None] | None, tuple[str, ...]]] = [
-        ("record all, first time", None, ("drama", "record")),
-        ("record, nothing new", None, ("drama", "record")),
-        ("record, dvc.lock emptied", empty_the_lock_file, ("drama", "record")),
-        ("dvc status, all current", None, ("dvc", "status")),
-        ("drama plan, one game changed", change_a_game, ("drama", "plan")),
-        ("dvc status, one game changed", None, ("dvc", "status", "--json")),
-        ("dvc push, all", None, ("dvc", "push", "--quiet")),
+        ("`drama plan`, first time", lambda: shutil.rmtree("results"), plan_runs),
+        ("`drama plan`, nothing changed", None, plan_runs),
+        ("`snakemake -n`, nothing made", None, DRY_RUN),
+        ("`snakemake -n`, everything made", make_everything, DRY_RUN),
+        ("`drama status`", None, ("drama", "status")),
+        ("`drama record`, first time", None, ("drama", "record")),
+        ("`drama record`, nothing new", None, ("drama", "record")),
+        ("`drama record`, dvc.lock emptied", empty_the_lock_file, ("drama", "record")),
+        ("`dvc status`, all current", None, ("dvc", "status")),
+        ("`dvc push`, everything", None, ("dvc", "push", "--quiet")),
+        ("`drama plan`, one game edited, noted in DVC", change_a_game, ("drama", "plan")),
+        ("`dvc status`, one game edited", None, ("dvc", "status", "--json")),
+        ("26 x 40: `drama plan`, first time", ask_for_forty_seeds, plan_runs),
+        ("26 x 40: `drama plan`, nothing changed", None, plan_runs),
+        ("26 x 40: `snakemake -n`", None, DRY_RUN),
+        ("26 x 40: `drama status`", None, ("drama", "status")),
     ]
-    print(f"{len(planned.runs)} runs of {SHARDS + 3} files, in {root}")
+    print(f"{len(planned.runs)} runs of {SHARDS + 3} files\n")
+    print("| command | seconds | the last line it printed |\n|---|---:|---|")
     for name, prepare, command in steps:
         if prepare:
             prepare()
         seconds, line = timed(*command)
-        if line.startswith("{"):
-            line = f"names {', '.join(json.loads(line))}"
-        print(f"{name:<30} {seconds:6.1f} s  {line}", flush=True)
+        print(f"| {name} | {seconds:.1f} | {line} |", flush=True)
 
 
 if __name__ == "__main__":
