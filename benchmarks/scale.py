@@ -36,7 +36,7 @@ SHARD_BYTES = 20_000
 CHECKPOINT_BYTES = 100_000
 REPORT = (
     "figures/scores.svg", "index.html", "report.md", "scores.parquet", "aggregates.json",
-    "scores.csv",
+    "metrics.json", "scores.csv",
 )  # fmt: skip
 
 

@@ -157,7 +157,8 @@ def verify(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Recipes, run folders, or a preset's results; all of results/ when left out."
+            help="Recipes, run folders, or results such as results/xs; those of config/config.yaml "
+            "when left out."
         ),
     ] = None,
     files_only: Annotated[
@@ -179,7 +180,7 @@ def verify(
         from drama.artifacts.verify import verify as verify_run
 
         torch.set_num_threads(threads)
-        records = find_records(runs or [Path("results")])
+        records = find_records(runs)
         play_on = _device(device)
         failed = 0
         for record in records:

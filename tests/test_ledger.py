@@ -135,9 +135,9 @@ def test_a_second_time_changes_nothing(
 
 def test_metrics_plots_and_the_graph_speak_of_the_report(project: Clone) -> None:
     shown = json.loads(project.run("dvc", "metrics", "show", "--json"))
-    metrics = shown[""]["data"]["results/tiny/report/aggregates.json"]["data"]
-    assert set(metrics["games"]) == set(GAMES)
-    assert {"mean", "median", "interquartile_mean", "optimality_gap"} < set(metrics["aggregates"])
+    metrics = shown[""]["data"]["results/tiny/report/metrics.json"]["data"]
+    assert set(metrics["human_normalised_score"]) == set(GAMES)
+    assert {"mean", "median", "interquartile_mean", "optimality_gap"} < set(metrics)
     project.run("dvc", "plots", "show", "--quiet")
     page = (project.root / "dvc_plots/index.html").read_text(encoding="utf-8")
     assert all(game in page for game in GAMES) and "human_normalised_score" in page

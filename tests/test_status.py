@@ -184,12 +184,14 @@ def test_a_damaged_status_is_as_good_as_none(results: Path, text: str) -> None:
 
 
 def test_every_preset_with_a_plan_is_shown_unless_one_is_named(results: Path) -> None:
+    plan(results.parent / "quick", [("Pong", 0)])
     plan(results.parent / "learn/catch", [("Catch8", 0)])
     assert [line for line in shown(results) if line.startswith("results")] == [
-        "results/learn/catch",
+        "results/quick",
         "results/xs",
     ]
     assert shown(results, "results/xs")[0] == "results/xs"
+    assert shown(results, "results/learn")[0] == "results/learn/catch"
 
 
 def test_a_place_without_a_plan_is_refused(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_missing_file_is_named_with_the_way_to_get_it(copy: Workspace) -> None
     (lost, *_) = sorted((copy.folder / "replay").glob("*"))
     lost.unlink()
     verdict = verify(record(copy), CPU)
-    assert verdict.finding is Finding.DAMAGED
+    assert verdict.finding is Finding.MISSING and not verdict.holds
     assert f"not here: replay/{lost.name};" in verdict.text and STAGE in verdict.text
 
 
@@ -186,5 +186,5 @@ def test_the_command_counts_and_fails_when_a_run_does_not_hold(copy: Workspace) 
     assert "1 of 1 runs hold" in copy.run("verify", str(copy.folder), "--device", "cpu")
     (copy.folder / "checkpoint.parquet").unlink()
     output = copy.run("verify", "--files-only", expected=1)
-    assert "damaged" in output and "0 of 1 runs hold" in output
+    assert "missing" in output and "0 of 1 runs hold" in output
     assert "no whole run there" in copy.run("verify", "config", expected=2)

@@ -115,9 +115,10 @@ def report_stage(experiment: Experiment, results: str) -> Stage:
         command=f"drama report {results}",
         needs=(f"{results}/recipes/report.json", *notes),
         makes=tuple(
-            f"{report}/{name}" for name in ("figures", "index.html", "report.md", "scores.parquet")
+            f"{report}/{name}"
+            for name in ("aggregates.json", "figures", "index.html", "report.md", "scores.parquet")
         ),
-        metrics=(f"{report}/aggregates.json",),
+        metrics=(f"{report}/metrics.json",),
         plots=(f"{report}/scores.csv",),
     )
 

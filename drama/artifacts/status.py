@@ -63,7 +63,7 @@ class RunStatus:
 
 
 def planned_results(places: Sequence[Path]) -> list[Path]:
-    """Return the results folders that hold a plan, at or one or two levels below some places.
+    """Return the results folders that hold a plan: the places themselves, or what lies in them.
 
     Raises:
         ConfigurationError: when a place has none.
@@ -72,11 +72,11 @@ def planned_results(places: Sequence[Path]) -> list[Path]:
     for place in places:
         here = sorted(
             path.parents[1]
-            for depth in ("", "*/", "*/*/")
+            for depth in ("", "*/")
             for path in place.glob(f"{depth}recipes/report.json")
         )
         if not here:
-            raise ConfigurationError(f"{place}: no plan at or below it; `drama plan` makes one")
+            raise ConfigurationError(f"{place}: no plan in it; `drama plan` makes one")
         found += here
     return list(dict.fromkeys(found))
 

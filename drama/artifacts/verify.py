@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 
-from drama.config import EvaluationSettings
+from drama.artifacts.stages import EXPERIMENT, results_folder
+from drama.config import EvaluationSettings, load_experiment
 from drama.errors import ConfigurationError, DramaError
 from drama.evaluation import load_agent, play
 from drama.files import canonical_json, sha256_file, sha256_text
@@ -34,6 +35,10 @@ class Damaged(DramaError):
     """A record, or a file that it names, is not what it was."""
 
 
+class Missing(DramaError):
+    """Files that a record names are not here."""
+
+
 class Finding(IntEnum):
     """What came of verifying, from best to worst."""
 
@@ -41,8 +46,9 @@ class Finding(IntEnum):
     SIMILAR = 1  # every file; played on something else, where equality cannot be asked for
     INTACT = 2  # every file; no score was played
     UNPLAYABLE = 3  # every file; made by other code than today's
-    DIFFERENT = 4  # every file; another score, on the same kind of device
-    DAMAGED = 5
+    MISSING = 4  # files are not here; those that are here hold
+    DIFFERENT = 5  # every file; another score, on the same kind of device
+    DAMAGED = 6
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,18 @@ class Verdict:
         return self.finding <= Finding.INTACT
 
 
-def find_records(places: Sequence[Path]) -> list[Path]:
+def find_records(places: Sequence[Path] | None = None) -> list[Path]:
     """Return the records of all whole runs at or below the given places.
 
     Args:
-        places: recipes, records, or folders of any level from a run's to `results`.
+        places: recipes, records, or folders of any level from a run's to `results`; by default
+            the results that config/config.yaml names.
 
     Raises:
         ConfigurationError: when a place holds no whole run.
     """
+    if not places:
+        places = [Path(results_folder(load_experiment(EXPERIMENT)))]
     return [record for place in places for record in _records_at(place)]
 
 
@@ -107,6 +116,8 @@ def verify(record: Path, device: torch.device, *, play_again: bool = True) -> Ve
             _play(path, data, recipe, device)
             for path in sorted(record.parent.glob("evaluation-*.parquet"))
         ]
+    except Missing as error:
+        return Verdict(Finding.MISSING, str(error))
     except DramaError as error:
         return Verdict(Finding.DAMAGED, str(error))
     if not verdicts:
@@ -149,17 +160,19 @@ def _check_artifacts(folder: Path, data: dict[str, Any], recipe: Recipe) -> int:
         elif path.stat().st_size != item["bytes"] or sha256_file(path) != item["sha256"]:
             changed.append(item["path"])
     stage = f"train@{recipe.game}-{recipe.seed}"
-    problems = []
-    if missing:
-        problems.append(f"not here: {', '.join(missing)}; `dvc pull {stage}` brings what DVC keeps")
     if changed:
-        problems.append(
-            f"not the recorded bytes: {', '.join(changed)}; remove them, then `dvc pull {stage}`, "
+        raise Damaged(
+            f"not the recorded bytes: {_few(changed)}; remove them, then `dvc pull {stage}`, "
             "or `git checkout` for what git keeps"
         )
-    if problems:
-        raise Damaged("; ".join(problems))
+    if missing:
+        raise Missing(f"not here: {_few(missing)}; `dvc pull {stage}` where DVC keeps them")
     return len(data["artifacts"])
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def _play(path: Path, data: dict[str, Any], recipe: Recipe, device: torch.device) -> Verdict:

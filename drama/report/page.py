@@ -167,6 +167,7 @@ def _render(report: Report, fingerprint: str) -> dict[str, bytes]:
     files["scores.csv"] = _csv(rows)
     files["scores.parquet"] = _parquet(rows, report, fingerprint)
     files["aggregates.json"] = canonical_json(_aggregates_document(report)).encode()
+    files["metrics.json"] = canonical_json(_metrics_document(report)).encode()
     context = _context(report, fingerprint, set(figures))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("drama.report"), undefined=jinja2.StrictUndefined,
@@ -343,6 +344,14 @@ def _aggregates_document(report: Report) -> dict[str, Any]:
             for game in report.games
         },
     }
+
+
+def _metrics_document(report: Report) -> dict[str, Any]:
+    """The few numbers that tools compare between versions: no text, no intervals."""
+    found = asdict(report.aggregates) if report.aggregates else {}
+    aggregates = {name: found[name]["value"] for name, _ in AGGREGATES if name in found}
+    games = {game.game: game.human_normalised_score for game in report.games}
+    return {**aggregates, "human_normalised_score": games}
 
 
 def _replace(
