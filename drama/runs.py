@@ -191,11 +191,19 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the code's commit, with `-dirty` behind it when files differ; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    here = Path(__file__).parent
+    """Return the code's commit; None outside git.
+
+    `-dirty` stands behind it when the code differs from the commit. Configuration and recipes do
+    not count: the record holds the recipe itself.
+    """
+    code = Path(__file__).parent
     try:
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    except OSError:  # no git here
+        commit, changes = (
+            subprocess.run(
+                ["git", *arguments], cwd=code, capture_output=True, text=True, check=True
+            )
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "."))
+        )
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return commit.stdout.strip() + ("-dirty" if changes.stdout else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -259,3 +260,32 @@ def test_the_commit_is_the_codes_wherever_the_command_runs(
     assert git_commit() == here
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() is None
+
+
+def test_only_changed_code_makes_a_commit_dirty(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(
+        root / "drama", tmp_path / "drama", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (tmp_path / ".gitignore").write_text("__pycache__/\n")
+    (tmp_path / "recipe.json").write_text("{}")
+
+    def git(*arguments: str) -> str:
+        names = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+        command = ["git", *names, *arguments]
+        return subprocess.check_output(command, cwd=tmp_path, text=True).strip()
+
+    def commit() -> str:
+        code = "from drama.runs import git_commit; print(git_commit())"
+        return subprocess.check_output(
+            [sys.executable, "-c", code], cwd=tmp_path, text=True,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        ).strip()  # fmt: skip
+
+    assert commit() == "None"
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message=All of it")
+    (tmp_path / "recipe.json").write_text('{"changed": 1}')
+    assert commit() == git("rev-parse", "HEAD")
+    (tmp_path / "drama/new.py").write_text("")
+    assert commit() == git("rev-parse", "HEAD") + "-dirty"
