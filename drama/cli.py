@@ -197,6 +197,9 @@ def record(
     results: Annotated[
         Path | None, typer.Argument(help="A preset's results; others than dvc.yaml's are left.")
     ] = None,
+    if_kept: Annotated[
+        bool, typer.Option("--if-kept", help="Say nothing where DVC does not keep these results.")
+    ] = False,
 ) -> None:
     """Record every finished run, its evaluation and the report in DVC.
 
@@ -204,14 +207,17 @@ def record(
     them to the run's own record; `dvc push` then carries them to where others can pull them.
     Snakemake gives this command whenever it ends.
     """
+    from drama.artifacts.ledger import NothingToRecord
     from drama.artifacts.ledger import record as record_runs
 
-    done = record_runs(results)
-    print(
-        "\n".join([*done.notes, *done.problems]),
-        end="\n" * bool(done.notes or done.problems),
-        file=sys.stderr,
-    )
+    try:
+        done = record_runs(results)
+    except NothingToRecord:
+        if if_kept:
+            return
+        raise
+    for line in (*done.notes, *done.problems):
+        print(line, file=sys.stderr)
     print(done.summary)
     if done.problems:
         raise typer.Exit(1)

@@ -338,10 +338,11 @@ def conflict(text: str) -> str:
     return f"{text[:start]}<<<<<<< HEAD\n{theirs}=======\n{text[start:]}>>>>>>> theirs\n"
 
 
+STAGE_LINE = re.compile(r"^  [\w@-]+:$", re.MULTILINE)
 DAMAGES: dict[str, tuple[Callable[[str], str], str]] = {
     "emptied": (lambda text: "", "empty"),
     "cut": (lambda text: text[: text.index("\n", len(text) * 2 // 3) - 1], "cut off"),
-    "cut after a line": (lambda text: text[: text.index("\n", len(text) // 4) + 1], ""),
+    "cut after a stage": (lambda text: text[: list(STAGE_LINE.finditer(text))[2].start()], ""),
     "garbled": (lambda text: text.replace("outs:", "outs: ]"), "YAML"),
     "in conflict": (conflict, "conflict"),
 }

@@ -48,7 +48,7 @@ from drama.runs import RunBusy, locked
 
 
 class NothingToRecord(DramaError):
-    """Results that are not kept in DVC, or no DVC to keep them in."""
+    """Results that are not kept in DVC here."""
 
     exit_code = 0
 
@@ -86,9 +86,9 @@ def record(results: Path | None = None) -> Recorded:
         results: results/<preset>; other results than those dvc.yaml covers are left alone.
 
     Raises:
-        NothingToRecord: without DVC or git, or for results that dvc.yaml does not cover.
+        NothingToRecord: without dvc.yaml or git, or for results that dvc.yaml does not cover.
         ConfigurationError: when today's plan cannot be made.
-        NotRecorded: when DVC itself cannot go on.
+        NotRecorded: when DVC itself is missing or cannot go on.
     """
     experiment = load_experiment(EXPERIMENT)
     _check_usable(results, experiment)
@@ -295,7 +295,7 @@ def _check_usable(results: Path | None, experiment: Experiment) -> None:
     if os.path.normpath(wanted) != covered:
         raise NothingToRecord(f"{wanted}: not recorded; DVC keeps {covered} (dvc.yaml)")
     if find_spec("dvc") is None:
-        raise NothingToRecord("nothing recorded: DVC is not installed here; `make setup`")
+        raise NotRecorded("nothing recorded: DVC is not installed here; `make setup`")
 
 
 def _dvc_stages() -> dict[str, Any]:
