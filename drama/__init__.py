@@ -11,7 +11,9 @@ Reading order:
 7. `evaluation`  the score of a finished run
 8. `recipes`     one file per run that says everything about it; fingerprints
 9. `report`      scores, figures, one page
-10. `cli`        the `drama` command
+10. `artifacts`  what becomes of results: DVC, verification, status, the container's image
+11. `jobs`       training and evaluating one run; `gpus`, `slurm`: where that happens
+12. `cli`        the `drama` command
 
 An inner package never imports an outer one.
 """
