@@ -164,6 +164,19 @@ def test_asked_while_it_is_still_loading_it_stops_with_the_same_code(workspace: 
     assert workspace.tree() == before
 
 
+def test_the_plain_path_learns_the_same_but_for_rounding(
+    undisturbed: Workspace, workspace: Workspace
+) -> None:
+    workspace.run("train", str(workspace.recipe), "--device", "cpu", "--plain")
+    curves = [pq.read_table(w.folder / "training.parquet") for w in (undisturbed, workspace)]
+    for name in ("loss/reconstruction", "loss/reward", "loss/dynamics"):
+        fast, plain = (np.array(c[name].to_pylist(), float) for c in curves)
+        assert np.isfinite(fast).any()
+        np.testing.assert_allclose(fast, plain, rtol=1e-3)
+    weights = [w.result()["checkpoint.parquet"] for w in (undisturbed, workspace)]
+    assert weights[0] != weights[1], "no rounding differs: is the plain path another one?"
+
+
 def test_a_whole_run_is_left_alone(undisturbed: Workspace) -> None:
     before = undisturbed.tree()
     assert "whole already" in undisturbed.train()
