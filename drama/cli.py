@@ -104,6 +104,10 @@ def train(
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Agent steps between checkpoints; they change no result.")
     ] = 2000,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Take the plain path: slower, the same but for rounding."),
+    ] = False,
 ) -> None:
     """Train one run from its recipe; the same command goes on where it stopped.
 
@@ -114,8 +118,9 @@ def train(
     with stop_at_once():
         files = read_recipe(recipe)
         from drama.jobs import train_run
+        from drama.training.loop import Runtime
 
-        train_run(files, _device(device), threads, checkpoint_every)
+        train_run(files, Runtime(_device(device), threads, checkpoint_every, plain))
 
 
 @app.command()

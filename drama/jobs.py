@@ -26,7 +26,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def train_run(run: RunFiles, device: torch.device, threads: int, checkpoint_every: int) -> None:
+def train_run(run: RunFiles, runtime: Runtime) -> None:
     """Train a run to its end and write its record; a whole run is left alone.
 
     Waits when another process works on the run, such as one that outlived a killed Snakemake.
@@ -40,14 +40,12 @@ def train_run(run: RunFiles, device: torch.device, threads: int, checkpoint_ever
         if run.record.exists():
             _say(f"{run.record}: this run is whole already")
             return
-        status = train(
-            run.recipe, run.fingerprint, run.folder, Runtime(device, threads, checkpoint_every)
-        )
+        status = train(run.recipe, run.fingerprint, run.folder, runtime)
         write_record(
             run.record,
             run.recipe.model_dump(mode="json", by_alias=True),
             run.fingerprint,
-            device=device_name(device),
+            device=device_name(runtime.device),
             seconds=status.wall_seconds,
             steps=status.total_steps,
             image=running_digest(),

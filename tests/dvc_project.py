@@ -21,11 +21,12 @@ from pathlib import Path
 from drama.jobs import evaluate_run, train_run
 from drama.recipes import plan, read_evaluation_recipe, read_recipe
 from drama.report import write_report
+from drama.training.loop import Runtime
 
 planned = plan(Path("config/config.yaml"))
 for run in planned.runs:
     files = read_recipe(run.recipe)
-    train_run(files, torch.device("cpu"), 1, 1000)
+    train_run(files, Runtime(torch.device("cpu"), threads=1, checkpoint_every=1000))
     evaluate_run(files, read_evaluation_recipe(files), torch.device("cpu"), 1)
 write_report(planned.results)
 """

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from drama.config import Preset
 from drama.model.distributions import sample_one_hot
-from drama.model.world_model import WorldModel, gaussian_reconstruction_loss, reconstruction_loss
+from drama.model.world_model import (
+    ENCODED_AT_ONCE,
+    WorldModel,
+    gaussian_reconstruction_loss,
+    reconstruction_loss,
+)
 from drama.training.optim import LaProp
 
 ACTIONS = 3
@@ -449,3 +454,31 @@ def test_it_learns_what_follows_an_action(preset: Callable[..., Preset]) -> None
         assert (picture - brightness).abs().mean() < 0.25
         assert (model.reward(d) - reward).abs().mean() < 0.1
         assert (model.terminates(d) == bool(ended)).float().mean() > 0.9
+
+
+# --- the fast path -------------------------------------------------------------------------------
+
+
+def test_encoding_in_parts_changes_nothing(make_model: MakeModel) -> None:
+    model = make_model()
+    frames = torch.randint(0, 256, (3, 27, 16, 16, 3), dtype=torch.uint8)  # 81: 32 + 32 + 17
+    assert frames[..., 0, 0, 0].numel() > 2 * ENCODED_AT_ONCE
+    with torch.no_grad():
+        in_parts = model.posterior(frames)
+        model.choose_path(plain=True)
+        torch.testing.assert_close(in_parts, model.posterior(frames), rtol=0, atol=1e-6)
+
+
+def test_the_fast_path_learns_what_the_plain_one_learns(make_model: MakeModel) -> None:
+    gradients = []
+    for plain in (True, False):
+        torch.manual_seed(0)
+        model = make_model().train()
+        model.choose_path(plain=plain)
+        torch.manual_seed(1)
+        losses = model.loss(*make_batch(4, 8))
+        losses.total.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    slow, fast = gradients
+    assert slow.norm() > 0.1
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-6 * float(slow.norm()))

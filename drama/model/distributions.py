@@ -94,7 +94,8 @@ def sample_one_hot(probabilities: Tensor, noise: Tensor | None = None) -> Tensor
     """
     with torch.no_grad():
         if noise is None:
-            noise = torch.empty_like(probabilities).exponential_()
+            # A third of the time of `exponential_`, which a CPU draws one number at a time.
+            noise = torch.rand_like(probabilities).log_().neg_()
         winner = (probabilities / noise).argmax(-1)
         return F.one_hot(winner, probabilities.shape[-1]).to(probabilities.dtype)
 

@@ -24,6 +24,9 @@ from drama.model.nets import RGB, Decoder, Encoder, Head, to_pixels
 from drama.model.sequence import SequenceModel, State, build
 from drama.settings import Settings
 
+ENCODED_AT_ONCE = 32
+"""Frames that pass the encoder together on a CPU: their activations fit into its cache."""
+
 VARIANCE_FLOOR = 1e-8
 """Far below the rounding of an 8-bit pixel, 1e-6: keeps the logarithm finite."""
 
@@ -66,6 +69,18 @@ class WorldModel(nn.Module):
         self.reward_head = Head(width, model.head_hidden, model.bins, zero_last=True)
         self.termination_head = Head(width, model.head_hidden, 1)
         self.two_hot = TwoHot(model.bins, model.bin_limit)
+        self.choose_path(plain=False)
+
+    def choose_path(self, *, plain: bool) -> None:
+        """Choose the fast path, which a new model takes, or the plain one.
+
+        They differ in the order of work and the layout of memory, so in rounding at most.
+        """
+        self.plain = plain
+        layout = torch.contiguous_format if plain else torch.channels_last
+        for layer in self.modules():  # a convolution computes in the layout of its weights
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
 
     def posterior(self, frames: Tensor) -> Tensor:
         """Return the probabilities of q(z | o).
@@ -76,7 +91,10 @@ class WorldModel(nn.Module):
         Returns:
             [..., K, C].
         """
-        logits = self.encoder(to_pixels(frames))
+        flat = frames.flatten(0, -4)  # [N, H, W, 3]
+        whole = self.plain or self.training or flat.is_cuda
+        parts = flat.split(len(flat) if whole else ENCODED_AT_ONCE)
+        logits = torch.cat([self.encoder(to_pixels(part)) for part in parts])
         return self._mixed(logits).reshape(*frames.shape[:-3], *self.latent_shape)
 
     def prior(self, d: Tensor) -> Tensor:

@@ -48,11 +48,13 @@ class Runtime:
         device: where tensors live.
         threads: CPU threads of PyTorch; the same number gives the same bytes.
         checkpoint_every: agent steps between checkpoints.
+        plain: whether to take the plain path, which the fast one equals but for rounding.
     """
 
     device: torch.device
     threads: int
     checkpoint_every: int
+    plain: bool = False
 
 
 class TrainingFailed(DramaError):
@@ -82,6 +84,7 @@ class Trainer:
         self.environment = make(recipe.game, settings.environment)
         actions = int(self.environment.action_space.n)
         self.agent = Agent(settings, actions).to(runtime.device)
+        self.agent.world_model.choose_path(plain=runtime.plain)
         self.world_model_optimiser = LaProp(
             dict(self.agent.world_model.named_parameters()), settings.world_model.optimiser
         )

@@ -163,13 +163,15 @@ class Mamba2(Mixer):
         assert self.conv1d.bias is not None
         # In float32 also under autocast, as in `forward`: errors in the state would pile up.
         with torch.autocast(x.device.type, enabled=False):
-            convolved = torch.einsum("bwc,cw->bc", history, self.conv1d.weight.squeeze(1))
-            inputs, b, c = self._split(F.silu(convolved + self.conv1d.bias))
+            weight = self.conv1d.weight.squeeze(1).T  # [W, inner + 2N]
+            convolved = (history * weight).sum(1) + self.conv1d.bias
+            inputs, b, c = self._split(F.silu(convolved))
             step_size = F.softplus(dt.float() + self.dt_bias)  # [B, H]
             decay = torch.exp(-step_size * self.A_log.float().exp())[..., None, None]
-            added = torch.einsum("bhp,bn->bhpn", inputs * step_size.unsqueeze(-1), b)
-            scan = state["scan"] * decay + added  # [B, H, P, N]
-            y = torch.einsum("bhpn,bn->bhp", scan, c) + self.D.unsqueeze(-1) * inputs
+            scan = state["scan"] * decay  # [B, H, P, N]
+            scan.addcmul_((inputs * step_size.unsqueeze(-1)).unsqueeze(-1), b[:, None, None, :])
+            y = (scan.flatten(1, 2) @ c.unsqueeze(-1)).view_as(inputs)  # [B, H, P]
+            y = y + self.D.unsqueeze(-1) * inputs
         output = self.out_proj(self.norm(y.flatten(-2), gate))
         return output, {"convolution": history[:, 1:], "scan": scan}
 
