@@ -5,20 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from test_pipeline import Project, copy_sources
+from test_pipeline import EXPERIMENT, Project, copy_sources
 
 from drama.artifacts.image import note_of
 
 ADAPTED = {"slurm_partition": "gpu", "slurm_account": "testing", "gpu_model": "h200"}
-EXPERIMENT = """\
-preset: tiny
-games:
-  Boxing: {}
-  Pong: {}
-seeds: [0]
-device: cpu
-results: results
-"""
 
 
 def cluster_project(root: Path, image: Path, seeds: list[int]) -> Project:
