@@ -26,6 +26,9 @@ SUPERSEDED = "superseded"
 ARTIFACTS = ("checkpoint.parquet", "episodes.parquet", "training.parquet", "replay/part-*.parquet")
 VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "pyarrow")
 
+CHANGES = ("status", "--porcelain", "--", ".", ":!**/__pycache__/**")
+"""Git's arguments for what differs in a folder; what Python compiles there is no change."""
+
 
 class RunBusy(DramaError):
     """Another process works on the run."""
@@ -202,7 +205,7 @@ def git_commit() -> str | None:
             subprocess.run(
                 ["git", *arguments], cwd=code, capture_output=True, text=True, check=True
             )
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "."))
+            for arguments in (("rev-parse", "HEAD"), CHANGES)
         )
     except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
         return None

@@ -266,7 +266,6 @@ def test_only_changed_code_makes_a_commit_dirty(root: Path, tmp_path: Path) -> N
     shutil.copytree(
         root / "drama", tmp_path / "drama", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (tmp_path / ".gitignore").write_text("__pycache__/\n")
     (tmp_path / "recipe.json").write_text("{}")
 
     def git(*arguments: str) -> str:
