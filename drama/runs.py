@@ -26,7 +26,7 @@ SUPERSEDED = "superseded"
 ARTIFACTS = ("checkpoint.parquet", "episodes.parquet", "training.parquet", "replay/part-*.parquet")
 VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "pyarrow")
 
-CHANGES = ("status", "--porcelain", "--", ".", ":!**/__pycache__/**")
+CHANGES = ("status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
 """Git's arguments for what differs in a folder; what Python compiles there is no change."""
 
 
