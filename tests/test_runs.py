@@ -282,8 +282,11 @@ def test_only_changed_code_makes_a_commit_dirty(root: Path, tmp_path: Path) -> N
 
     assert commit() == "None"
     git("init", "--quiet")
-    git("add", ".", ":(exclude,glob)**/__pycache__/**")  # as if .gitignore did not name them
+    git("add", ".")
     git("commit", "--quiet", "--message=All of it")
+    for folder in ("drama", "drama/env"):  # and no .gitignore names them
+        (tmp_path / folder / "__pycache__").mkdir(exist_ok=True)
+        (tmp_path / folder / "__pycache__/new.pyc").touch()
     (tmp_path / "recipe.json").write_text('{"changed": 1}')
     assert commit() == git("rev-parse", "HEAD")
     (tmp_path / "drama/new.py").write_text("")
