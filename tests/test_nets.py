@@ -72,7 +72,7 @@ def test_xs_decoder_layers() -> None:
         (16, 3, 5, 1, 2),
     ]
     block = ["ConvTranspose2d", "BatchNorm2d", "SiLU"]
-    expected = ["Unflatten", "BatchNorm2d", "SiLU", *4 * block, "ConvTranspose2d", "Sigmoid"]
+    expected = ["BatchNorm2d", "SiLU", *4 * block, "ConvTranspose2d"]
     assert kinds(decoder.backbone) == expected
 
 

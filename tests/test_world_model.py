@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from drama.config import Preset
 from drama.model.distributions import sample_one_hot
+from drama.model.parts import FRAMES_AT_ONCE
 from drama.model.world_model import (
-    ENCODED_AT_ONCE,
     WorldModel,
     gaussian_reconstruction_loss,
     reconstruction_loss,
@@ -145,7 +145,7 @@ def test_losses_by_hand(make_model: MakeModel) -> None:
     """Everything uniform, frames black: each loss is a number one can write down."""
     model = make_model()
     zero(model.encoder.logits, model.prior_head, model.reward_head[-1], model.termination_head[-1])
-    zero(model.decoder.backbone[-2])  # the sigmoid then says 1/2 everywhere
+    zero(model.decoder.backbone[-1])  # the sigmoid then says 1/2 everywhere
     frames, actions, rewards, terminations = make_batch()
     losses = model.loss(torch.zeros_like(frames), actions, rewards, terminations)
     assert losses.reconstruction.item() == pytest.approx(16 * 16 * 3 / 4)
@@ -461,8 +461,8 @@ def test_it_learns_what_follows_an_action(preset: Callable[..., Preset]) -> None
 
 def test_encoding_in_parts_changes_nothing(make_model: MakeModel) -> None:
     model = make_model()
-    frames = torch.randint(0, 256, (3, 27, 16, 16, 3), dtype=torch.uint8)  # 81: 32 + 32 + 17
-    assert frames[..., 0, 0, 0].numel() > 2 * ENCODED_AT_ONCE
+    frames = torch.randint(0, 256, (3, 27, 16, 16, 3), dtype=torch.uint8)  # 5 parts and a frame
+    assert frames[..., 0, 0, 0].numel() > 2 * FRAMES_AT_ONCE
     with torch.no_grad():
         in_parts = model.posterior(frames)
         model.choose_path(plain=True)

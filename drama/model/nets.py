@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from drama.model.parts import train_in_parts
+
 KERNEL = 5
 RGB = 3
 NORM_EPSILON = 1e-5
@@ -46,6 +48,24 @@ def initialise_linear(layer: nn.Linear) -> None:
     nn.init.zeros_(layer.bias)
 
 
+class ConvolutionStack(nn.Sequential):
+    """Convolutions, each batch norm followed by SiLU, in order.
+
+    Attributes:
+        in_parts: whether to train in parts on a CPU (see `drama.model.parts`); rounding aside, the
+            same.
+    """
+
+    in_parts = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers to x [N, channels, H, W]."""
+        on_cpu = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if self.in_parts and self.training and on_cpu:
+            return train_in_parts(list(self), x)
+        return super().forward(x)
+
+
 class Encoder(nn.Module):
     """Frames to latent logits: q(z | o), from one frame alone.
 
@@ -72,7 +92,7 @@ class Encoder(nn.Module):
             convolution = nn.Conv2d(before, after, KERNEL, stride, padding=KERNEL // 2)
             _initialise_convolution(convolution)
             layers += [convolution, nn.BatchNorm2d(after), nn.SiLU()]
-        self.backbone = nn.Sequential(*layers)
+        self.backbone = ConvolutionStack(*layers)
         self.logits = nn.Linear(
             feature_count(image_size, channels, strides), categoricals * classes
         )
@@ -106,13 +126,10 @@ class Decoder(nn.Module):
         super().__init__()
         innermost = channels[-1]
         side = image_size // math.prod(strides)
+        self.feature_shape = (innermost, side, side)
         self.features = nn.Linear(latent, feature_count(image_size, channels, strides))
         initialise_linear(self.features)
-        layers: list[nn.Module] = [
-            nn.Unflatten(-1, (innermost, side, side)),
-            nn.BatchNorm2d(innermost),
-            nn.SiLU(),
-        ]
+        layers: list[nn.Module] = [nn.BatchNorm2d(innermost), nn.SiLU()]
         for level in reversed(range(len(channels))):
             after = channels[level - 1] if level else RGB
             convolution = nn.ConvTranspose2d(
@@ -125,12 +142,13 @@ class Decoder(nn.Module):
             )
             _initialise_convolution(convolution)
             layers += [convolution]
-            layers += [nn.BatchNorm2d(after), nn.SiLU()] if level else [nn.Sigmoid()]
-        self.backbone = nn.Sequential(*layers)
+            layers += [nn.BatchNorm2d(after), nn.SiLU()] if level else []
+        self.backbone = ConvolutionStack(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents [N, Z] into frames [N, 3, H, W] in (0, 1)."""
-        return self.backbone(self.features(latents))
+        features = self.features(latents).unflatten(-1, self.feature_shape)
+        return self.backbone(features).sigmoid()
 
 
 def feature_count(image_size: int, channels: Sequence[int], strides: Sequence[int]) -> int:

@@ -20,12 +20,10 @@ from drama.model.distributions import (
     sample_one_hot,
     straight_through,
 )
-from drama.model.nets import RGB, Decoder, Encoder, Head, to_pixels
+from drama.model.nets import RGB, ConvolutionStack, Decoder, Encoder, Head, to_pixels
+from drama.model.parts import FRAMES_AT_ONCE
 from drama.model.sequence import SequenceModel, State, build
 from drama.settings import Settings
-
-ENCODED_AT_ONCE = 32
-"""Frames that pass the encoder together on a CPU: their activations fit into its cache."""
 
 VARIANCE_FLOOR = 1e-8
 """Far below the rounding of an 8-bit pixel, 1e-6: keeps the logarithm finite."""
@@ -78,7 +76,10 @@ class WorldModel(nn.Module):
         """
         self.plain = plain
         layout = torch.contiguous_format if plain else torch.channels_last
-        for layer in self.modules():  # a convolution computes in the layout of its weights
+        for layer in self.modules():
+            if isinstance(layer, ConvolutionStack):
+                layer.in_parts = not plain
+            # A convolution computes in the layout of its weights.
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
 
@@ -93,7 +94,7 @@ class WorldModel(nn.Module):
         """
         flat = frames.flatten(0, -4)  # [N, H, W, 3]
         whole = self.plain or self.training or flat.is_cuda
-        parts = flat.split(len(flat) if whole else ENCODED_AT_ONCE)
+        parts = flat.split(len(flat) if whole else FRAMES_AT_ONCE)
         logits = torch.cat([self.encoder(to_pixels(part)) for part in parts])
         return self._mixed(logits).reshape(*frames.shape[:-3], *self.latent_shape)
 
@@ -183,17 +184,23 @@ class WorldModel(nn.Module):
         )
 
     @torch.no_grad()
-    def observe(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, list[State]]:
+    def observe(
+        self, frames: Tensor, actions: Tensor, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[State]]:
         """Encode real steps and run the dynamics over them, to start imagination from.
 
         Args:
-            frames: uint8 [B, L, H, W, 3].
+            frames: uint8 [B, L, H, W, 3]; with `places`, each distinct one once, [N, H, W, 3].
             actions: int64 [B, L].
+            places: which of the N frames each step shows, int64 [B, L].
 
         Returns:
             A sample of the next latent [B, K, C], d_L [B, D] and the sequence model's states.
         """
-        latents = sample_one_hot(self.posterior(frames))  # [B, L, K, C]
+        posterior = self.posterior(frames)
+        if places is not None:
+            posterior = posterior[places]
+        latents = sample_one_hot(posterior)  # [B, L, K, C]
         d, states = self.sequence(self.inputs(latents, actions))
         return sample_one_hot(self.prior(d[:, -1])), d[:, -1], states
 
