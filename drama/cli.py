@@ -9,15 +9,16 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from drama import gpus
-from drama.config import parse_assignment
+from drama.config import nearest, parse_assignment
 from drama.errors import ConfigurationError, DramaError
 from drama.recipes import plan as make_plan
 from drama.recipes import read_evaluation_recipe, read_recipe
+from drama.settings import Backend
 from drama.stopping import stop_at_once
 
 if TYPE_CHECKING:
@@ -42,6 +43,14 @@ RecipeFile = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(help="auto (a GPU when there is one), cpu, cuda (the least taken) or cuda:N.")
+]
+BackendName = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="What computes Mamba-2: auto (mamba_ssm on a GPU where it loads, torch elsewhere), "
+        "torch or mamba_ssm; the same but for rounding.",
+    ),
 ]
 Threads = Annotated[
     int, typer.Option(min=1, help="CPU threads. The same number gives the same bytes.")
@@ -100,13 +109,17 @@ def plan(
 def train(
     recipe: RecipeFile,
     device: Device = "auto",
+    backend: BackendName = "auto",
     threads: Threads = 1,
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Agent steps between checkpoints; they change no result.")
     ] = 2000,
     plain: Annotated[
         bool,
-        typer.Option("--plain", help="Take the plain path: slower, the same but for rounding."),
+        typer.Option(
+            "--plain",
+            help="Take the plain path, with backend torch: slower, the same but for rounding.",
+        ),
     ] = False,
 ) -> None:
     """Train one run from its recipe; the same command goes on where it stopped.
@@ -120,11 +133,17 @@ def train(
         from drama.jobs import train_run
         from drama.training.loop import Runtime
 
-        train_run(files, Runtime(_device(device), threads, checkpoint_every, plain))
+        runtime = Runtime(_device(device), threads, checkpoint_every, plain, _backend(backend))
+        train_run(files, runtime)
 
 
 @app.command()
-def evaluate(recipe: RecipeFile, device: Device = "auto", threads: Threads = 1) -> None:
+def evaluate(
+    recipe: RecipeFile,
+    device: Device = "auto",
+    backend: BackendName = "auto",
+    threads: Threads = 1,
+) -> None:
     """Score a finished run with greedy episodes, as its evaluation recipe says.
 
     That recipe lies beside the run's, `seed<k>.evaluation.json`. Writes one row per episode to
@@ -135,7 +154,7 @@ def evaluate(recipe: RecipeFile, device: Device = "auto", threads: Threads = 1) 
         evaluation = read_evaluation_recipe(files)
         from drama.jobs import evaluate_run
 
-        evaluate_run(files, evaluation, _device(device), threads)
+        evaluate_run(files, evaluation, _device(device), threads, _backend(backend))
 
 
 @app.command()
@@ -331,6 +350,13 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def _backend(name: str) -> Backend:
+    names = get_args(Backend)
+    if name not in names:
+        raise ConfigurationError(f"--backend {name}: {nearest(name, names)}")
+    return cast(Backend, name)
 
 
 def main() -> None:

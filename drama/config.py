@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from drama.errors import ConfigurationError
-from drama.settings import GAMES, Count, Frozen, Recipe, Settings
+from drama.settings import GAMES, Backend, Count, Frozen, Recipe, Settings
 
 PRESETS = Path("config/presets")
 """Where presets lie, relative to the project's root."""
@@ -59,6 +59,7 @@ class Experiment(Frozen):
     games: dict[str, dict[str, Any]]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda"]
+    backend: Backend = "auto"
     runs_per_gpu: Count = 1
     results: str
 

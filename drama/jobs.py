@@ -12,8 +12,10 @@ from drama.artifacts.image import running_digest
 from drama.artifacts.store import fetch
 from drama.errors import DramaError
 from drama.evaluation import load_agent, play, write_evaluation
+from drama.model.sequence import kernels
 from drama.recipes import EvaluationFiles, RunFiles
 from drama.runs import is_whole, locked, make_current, write_record
+from drama.settings import Backend
 from drama.training.loop import CHECKPOINT, Runtime, train
 
 
@@ -32,6 +34,7 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
     Waits when another process works on the run, such as one that outlived a killed Snakemake.
 
     Raises:
+        ConfigurationError: when the backend cannot be used.
         Stopped: when it was asked to stop; the same call goes on.
         TrainingFailed, CheckpointError: when it cannot go on.
     """
@@ -40,12 +43,15 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
         if run.record.exists():
             _say(f"{run.record}: this run is whole already")
             return
+        backend = runtime.choose_backend(run.recipe.settings.sequence_model)
+        _say(f"Sequence backend: {backend}")
         status = train(run.recipe, run.fingerprint, run.folder, runtime)
         write_record(
             run.record,
             run.recipe.model_dump(mode="json", by_alias=True),
             run.fingerprint,
             device=device_name(runtime.device),
+            backend=backend.name,
             seconds=status.wall_seconds,
             steps=status.total_steps,
             image=running_digest(),
@@ -54,7 +60,11 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
 
 
 def evaluate_run(
-    run: RunFiles, evaluation: EvaluationFiles, device: torch.device, threads: int
+    run: RunFiles,
+    evaluation: EvaluationFiles,
+    device: torch.device,
+    threads: int,
+    backend: Backend = "auto",
 ) -> Path:
     """Score a whole run and write its evaluation; one that is there is left alone.
 
@@ -62,6 +72,7 @@ def evaluate_run(
         The evaluation's file.
 
     Raises:
+        ConfigurationError: when the backend cannot be used.
         RunIncomplete: when the run is not whole.
         CheckpointError: when its checkpoint is damaged.
         NotFetched: when its checkpoint is not here and cannot be fetched from DVC.
@@ -75,14 +86,18 @@ def evaluate_run(
             note_evaluation(evaluation.path, evaluation.fingerprint)
             _say(f"{evaluation.path}: there already")
             return evaluation.path
+        choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
+        _say(f"Sequence backend: {choice}")
         _fetch_checkpoint(run)
         agent = load_agent(run.recipe, run.folder / CHECKPOINT, run.fingerprint, device)
+        kernels.use(agent, choice)
         episodes = play(agent, run.recipe, evaluation.settings)
         header = {
             "run": run.fingerprint,
             "fingerprint": evaluation.fingerprint,
             "settings": evaluation.settings.model_dump(),
             "device": device_name(device),
+            "backend": choice.name,
         }
         write_evaluation(evaluation.path, episodes, run.recipe, header)
         note_evaluation(evaluation.path, evaluation.fingerprint)

@@ -70,6 +70,7 @@ class Plan:
     Attributes:
         preset: name of the preset.
         device: what to run on, auto, cpu or cuda.
+        backend: what computes Mamba-2, auto, torch or mamba_ssm.
         runs_per_gpu: how many runs share a GPU on this machine.
         results: folder of the preset's results.
         runs: in the order of configuration.
@@ -78,6 +79,7 @@ class Plan:
 
     preset: str
     device: str
+    backend: str
     runs_per_gpu: int
     results: Path
     runs: list[PlannedRun]
@@ -134,7 +136,9 @@ def plan(
     if write:
         _write_plan(texts, runs)
     stamp = results / "report" / f"report-{sha256_text(report)[:SHORT]}.json"
-    return Plan(wanted.preset, wanted.device, wanted.runs_per_gpu, results, runs, stamp)
+    return Plan(
+        wanted.preset, wanted.device, wanted.backend, wanted.runs_per_gpu, results, runs, stamp
+    )
 
 
 def _write_plan(texts: Mapping[Path, str], runs: Iterable[PlannedRun]) -> None:

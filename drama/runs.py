@@ -148,6 +148,7 @@ def write_record(
     fingerprint: str,
     *,
     device: str,
+    backend: str,
     seconds: float,
     steps: int,
     image: str | None = None,
@@ -159,6 +160,7 @@ def write_record(
         recipe: what the run was made from.
         fingerprint: the recipe's SHA-256.
         device: what it ran on.
+        backend: what computed Mamba-2.
         seconds: wall time of all sittings together.
         steps: agent steps.
         image: SHA-256 of the container image it ran in; None outside one.
@@ -180,6 +182,7 @@ def write_record(
         "versions": versions(),
         "image": image,
         "device": device,
+        "backend": backend,
         "wall_seconds": round(seconds, 1),
         "steps": steps,
         "git_commit": git_commit(),

@@ -78,6 +78,10 @@ class OptimiserSettings(Frozen):
     epsilon: Positive
 
 
+Backend = Literal["auto", "torch", "mamba_ssm"]
+"""What computes Mamba-2; part of no setting, since it changes nothing beyond rounding."""
+
+
 class SequenceModelSettings(Frozen):
     """The sequence model f, which turns latents and actions into deterministic states d."""
 

@@ -70,9 +70,8 @@ class Player:
         actions = self.agent.act(
             self.window, np.array(rows), frames, given, noise, greedy=self.greedy
         )
-        decided = [row for row in rows if row not in random]
-        shown = self.seen[0] if self.seen else []
-        self.states.update(zip(decided, shown, strict=True))
+        shown = zip(rows, self.seen[0], strict=True)
+        self.states.update((row, state) for row, state in shown if row not in random)
         return actions
 
 
@@ -111,7 +110,7 @@ def test_the_first_action_must_be_random(make_agent: MakeAgent) -> None:
     with pytest.raises(AssertionError, match="first action"):
         player.step([0, 1], [0, 1], {0: 1})
     assert player.step([0, 1], [0, 1], {0: 1, 1: 3}).tolist() == [1, 3]
-    assert not player.seen, "nothing is left for the policy"
+    assert not player.states, "nothing was left for the policy"
 
 
 def test_clearing_forgets_the_episode(make_agent: MakeAgent) -> None:

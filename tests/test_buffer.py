@@ -86,43 +86,18 @@ def test_the_ring_holds_the_last_transitions_and_no_window_crosses_its_seam(
     assert buffer.window_count(length) == len(windows)
     if not windows:
         return
-    batch = buffer.gather(np.arange(len(windows)), length)
-    for row, window in enumerate(windows):
-        np.testing.assert_array_equal(batch.frames[row], [t.frame for t in window])
-        np.testing.assert_array_equal(batch.actions[row], [t.action for t in window])
-        np.testing.assert_array_equal(batch.rewards[row], [t.reward for t in window])
-        np.testing.assert_array_equal(
-            batch.terminations[row], [t.terminated or t.life_lost for t in window]
-        )
+    rows = buffer.rows(np.arange(len(windows)), length)
+    assert (rows.shape, rows.dtype) == ((len(windows), length), np.int64)
+    for own, window in zip(rows, windows, strict=True):
+        for name, values in buffer.ring().items():
+            np.testing.assert_array_equal(values[own], [getattr(t, name) for t in window])
 
 
-def test_a_batch_has_the_promised_shapes_and_types() -> None:
-    batch = filled(10, 25).gather(np.array([3, 0, 3]), 4)
-    assert (batch.frames.shape, batch.frames.dtype) == ((3, 4, *SHAPE), np.uint8)
-    assert (batch.actions.shape, batch.actions.dtype) == ((3, 4), np.int64)
-    assert (batch.rewards.shape, batch.rewards.dtype) == ((3, 4), np.float32)
-    assert (batch.terminations.shape, batch.terminations.dtype) == ((3, 4), np.bool_)
-
-
-def test_losing_a_life_ends_for_learning_and_the_frame_limit_does_not() -> None:
-    buffer = ReplayBuffer(4, SHAPE)
-    plain = transition(1)._replace(terminated=False, truncated=False, life_lost=False)
-    buffer.append(plain)
-    buffer.append(plain._replace(truncated=True))
-    buffer.append(plain._replace(life_lost=True))
-    buffer.append(plain._replace(terminated=True))
-    batch = buffer.gather(np.array([0]), 4)
-    assert batch.terminations.tolist() == [[False, False, True, True]]
-
-
-def test_batches_and_columns_do_not_change_when_the_ring_goes_on() -> None:
+def test_columns_do_not_change_when_the_ring_goes_on() -> None:
     buffer = filled(4, 4)
-    batch = buffer.gather(np.array([0]), 4)
     columns = buffer.columns(0, 4)
     for step in range(4, 8):
         buffer.append(transition(step))
-    assert batch.actions.tolist() == [[0, 1, 2, 3]]
-    assert batch.frames[0, :, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert columns["frame"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
@@ -148,15 +123,15 @@ def test_extending_by_nothing_changes_nothing() -> None:
 def test_window_starts_out_of_range_are_refused_with_the_numbers(starts: list[int]) -> None:
     buffer = filled(10, 25)
     with pytest.raises(ValueError, match=r"lie outside \[0, 7\): 10 transitions .* windows of 4"):
-        buffer.gather(np.array(starts), 4)
+        buffer.rows(np.array(starts), 4)
 
 
 def test_window_starts_of_another_rank_or_type_are_refused() -> None:
     buffer = filled(10, 25)
     with pytest.raises(ValueError, match="float64"):
-        buffer.gather(np.array([0.0]), 4)
+        buffer.rows(np.array([0.0]), 4)
     with pytest.raises(ValueError, match=r"\(1, 1\)"):
-        buffer.gather(np.array([[0]]), 4)
+        buffer.rows(np.array([[0]]), 4)
 
 
 @pytest.mark.parametrize("steps", [(14, 20), (20, 26), (20, 18)])

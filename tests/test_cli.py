@@ -72,8 +72,11 @@ def test_help_names_the_commands_and_exit_codes(drama: Command) -> None:
     ("command", "explained"),
     [
         ("plan", ["--config", "--preset", "--games", "--seeds", "--set", "config/config.yaml"]),
-        ("train", ["recipe", "--device", "--threads", "--checkpoint-every", "75", "superseded"]),
-        ("evaluate", ["recipe", "--device", "--threads", "evaluation-<fingerprint>.parquet"]),
+        ("train", ["recipe", "--device", "--backend", "--checkpoint-every", "75", "superseded"]),
+        (
+            "evaluate",
+            ["recipe", "--device", "--backend", "--threads", "evaluation-<fingerprint>.parquet"],
+        ),
         ("report", ["results", "recipes/report.json"]),
     ],
 )
@@ -206,6 +209,21 @@ def test_a_device_that_is_not_there_is_explained(
     assert workspace.tree() == before
 
 
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [
+        ("mamba", "--backend mamba: Did you mean 'mamba_ssm'? Allowed: auto, torch, mamba_ssm"),
+        ("mamba_ssm", "mamba_ssm needs a CUDA GPU; the device is cpu. Use auto or torch"),
+    ],
+)
+def test_a_backend_that_cannot_be_used_is_explained(
+    drama: Command, backend: str, said: str
+) -> None:
+    drama("plan")
+    code, _, errors = drama("train", RECIPE, "--device", "cpu", "--backend", backend)
+    assert code == 2 and said in errors and "Traceback" not in errors
+
+
 def test_a_run_that_another_process_works_on_is_waited_for(
     drama: Command, workspace: Workspace
 ) -> None:
@@ -252,10 +270,15 @@ def test_plan_train_evaluate_say_what_they_made(
     assert re.fullmatch(rf"{folder}/run-[0-9a-f]{{16}}\.json: this run is whole already\n", errors)
     for evaluation in Path(folder).glob("evaluation-*"):
         evaluation.unlink()
-    for said in (r"mean return [\d.]+ over 5 episodes", "there already"):
+    torch_is_used = r"Sequence backend: torch \(mamba_ssm needs a CUDA GPU; the device is cpu\)\n"
+    for before, said in (
+        (torch_is_used, r"mean return [\d.]+ over 5 episodes"), ("", "there already")
+    ):  # fmt: skip
         code, output, errors = drama("evaluate", RECIPE, "--device", "cpu")
         assert (code, output) == (0, "")
-        assert re.fullmatch(rf"{folder}/evaluation-[0-9a-f]{{16}}\.parquet: {said}\n", errors)
+        assert re.fullmatch(
+            rf"{before}{folder}/evaluation-[0-9a-f]{{16}}\.parquet: {said}\n", errors
+        )
 
 
 # --- check ---------------------------------------------------------------------------------------

@@ -306,6 +306,7 @@ WRONG_EXPERIMENTS = [
     ("[0]", "[yes]", ["seeds[0] = True", "whole number"]),
     ("[0]", "[010]", ["seeds[0] = '010'", "whole number"]),
     ("cpu", "gpu", ["device = 'gpu'", "Did you mean 'cpu'", "auto, cpu, cuda"]),
+    ("results: results", "results: a\nbackend: triton", ["backend = 'triton'", "auto, torch"]),
     ("cpu", "no", ["device = False", "auto, cpu, cuda"]),
     ("tiny", "tyni", ["preset = 'tyni'", "Did you mean 'tiny'", "quick", "config/presets"]),
     ("tiny", "5", ["preset = 5", "a word"]),

@@ -184,7 +184,7 @@ def test_the_file_holds_a_row_per_episode_and_says_what_it_is_of(undisturbed: Wo
     assert path.name == f"evaluation-{fingerprint[:16]}.parquet" and len(fingerprint) == 64
     assert header == {
         "format": 1, "run": run.fingerprint, "game": GAME, "seed": SEED, "device": "cpu",
-        "settings": {"episodes": 5, "environments": 2},
+        "backend": "torch", "settings": {"episodes": 5, "environments": 2},
     }  # fmt: skip
 
 

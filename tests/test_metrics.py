@@ -34,7 +34,7 @@ ROWS = st.lists(st.tuples(FINITE, FINITE, FINITE), min_size=1, max_size=8)
 def filled(rows: list[tuple[float, ...]], first_step: int = 1) -> Window:
     window = Window(NAMES)
     for step, row in enumerate(rows, first_step):
-        window.add(step, [torch.tensor(value) for value in row])
+        window.add(step, torch.tensor(row, dtype=torch.float64))
     return window
 
 
@@ -52,13 +52,13 @@ def test_means_begin_a_new_window() -> None:
     window.means()
     assert all(math.isnan(value) for value in window.means().values())
     assert math.isnan(window.last("loss/part"))
-    window.add(5, [torch.tensor(7.0)] * 3)
+    window.add(5, torch.full((3,), 7.0, dtype=torch.float64))
     assert window.means()["norm"] == 7.0
 
 
 def test_gradients_are_not_kept() -> None:
     window = Window(NAMES)
-    window.add(1, [torch.ones((), requires_grad=True) * 2] * 3)
+    window.add(1, torch.ones(3, requires_grad=True) * 2)
     assert window.means()["norm"] == 2.0
 
 
@@ -71,7 +71,7 @@ def test_a_window_goes_on_where_it_was_saved(
     resumed = Window(NAMES)
     resumed.load_state_dict(saved.state_dict())
     for step, row in enumerate(rows[cut:], cut + 1):
-        resumed.add(step, [torch.tensor(value) for value in row])
+        resumed.add(step, torch.tensor(row, dtype=torch.float64))
     resumed.check()
     assert np.array_equal(resumed.state_dict()["steps"], undisturbed.state_dict()["steps"])
     assert repr(resumed.means()) == repr(undisturbed.means())
@@ -90,14 +90,14 @@ def test_the_first_value_that_is_not_finite_is_named_with_its_step(value: float)
 def test_what_came_since_the_last_check_is_checked() -> None:
     window = filled([(1, 1, 1)])
     window.check()
-    window.add(2, [torch.tensor(1.0), torch.tensor(1.0), torch.tensor(math.nan)])
+    window.add(2, torch.tensor([1.0, 1.0, math.nan]))
     with pytest.raises(NonFiniteLoss, match="at step 2 norm is nan"):
         window.check()
 
 
 def test_a_wrong_number_of_values_is_a_mistake() -> None:
     with pytest.raises(AssertionError):
-        Window(NAMES).add(1, [torch.tensor(1.0)])
+        Window(NAMES).add(1, torch.ones(1))
 
 
 # --- tables --------------------------------------------------------------------------------------

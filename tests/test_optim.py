@@ -115,7 +115,7 @@ def test_warm_up_rises_linearly(make_settings: MakeSettings) -> None:
     optimiser = LaProp({"p": p}, make_settings(learning_rate=0.8, warmup_updates=4))
     rates = []
     for _ in range(6):
-        rates.append(optimiser.rate())
+        rates.append(optimiser.rate().item())
         apply(optimiser, [[1.0]])
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
     assert p.item() == pytest.approx(-sum(rates), rel=1e-5), "a constant gradient moves by the rate"

@@ -152,9 +152,9 @@ def test_evaluation_settings_change_the_evaluation_alone(workspace: Workspace) -
     assert changed.evaluation_fingerprint != before.evaluation_fingerprint
 
 
-def test_device_and_place_define_nothing(workspace: Workspace) -> None:
+def test_device_backend_and_place_define_nothing(workspace: Workspace) -> None:
     before = planned().runs[0]
-    moved = planned(device="auto", results="elsewhere").runs[0]
+    moved = planned(device="auto", backend="torch", results="elsewhere").runs[0]
     assert moved.fingerprint == before.fingerprint
     assert moved.folder == Path("elsewhere/tiny/runs") / GAME / f"seed{SEED}"
 

@@ -234,15 +234,19 @@ def test_a_record_lists_every_artifact_as_it_is(folder: Path) -> None:
     (folder / "evaluation-0123456789abcdef.parquet").write_text("not the run's")
     (folder / "replay/part-00001.parquet.partial").write_text("not whole")
     path = folder / f"run-{ONE[:16]}.json"
-    write_record(path, {"game": "Pong"}, ONE, device="cpu", seconds=1.26, steps=160, image="ab")
+    write_record(
+        path, {"game": "Pong"}, ONE,
+        device="cpu", backend="torch", seconds=1.26, steps=160, image="ab",
+    )  # fmt: skip
     record = json.loads(path.read_text())
     assert set(record) == {
         "format", "fingerprint", "recipe", "artifacts", "versions", "image", "device",
-        "wall_seconds", "steps", "git_commit", "finished",
+        "backend", "wall_seconds", "steps", "git_commit", "finished",
     }  # fmt: skip
     assert record["image"] == "ab"
     assert record["recipe"] == {"game": "Pong"} and record["fingerprint"] == ONE
-    assert (record["wall_seconds"], record["steps"], record["device"]) == (1.3, 160, "cpu")
+    assert (record["wall_seconds"], record["steps"]) == (1.3, 160)
+    assert (record["device"], record["backend"]) == ("cpu", "torch")
     assert {"python", "torch", "ale-py", "numpy"} <= set(record["versions"])
     assert [item["path"] for item in record["artifacts"]] == [
         "checkpoint.parquet", "episodes.parquet", "replay/part-00000.parquet", "training.parquet",

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from drama.replay.buffer import Batch, ReplayBuffer, Transition
+from drama.replay.buffer import ReplayBuffer, Transition
 from drama.replay.sampling import (
     Sampler,
+    Windows,
     draw_without_replacement,
     imagination_log_weights,
     world_model_log_weights,
@@ -61,9 +62,21 @@ def sampler(buffer: ReplayBuffer, ratio: float = 2.0, seed: int = 0, **changes: 
     return Sampler(settings(**changes), buffer, ratio, np.random.default_rng(seed))
 
 
-def first_steps(batch: Batch) -> list[int]:
-    """The step at which each window of a batch begins."""
-    return [int(step) for step in batch.actions[:, 0]]
+def steps(own: Sampler, windows: Windows) -> np.ndarray:
+    """The step of every transition of some windows, [B, L]."""
+    steps: np.ndarray = own.buffer.ring()["action"][windows.rows]
+    return steps
+
+
+def rewards(own: Sampler, windows: Windows) -> np.ndarray:
+    """The reward given for every transition of some windows, [B, L]."""
+    rewards: np.ndarray = own.buffer.ring()["reward"][windows.reward_rows]
+    return rewards
+
+
+def first_steps(own: Sampler, windows: Windows) -> list[int]:
+    """The step at which each window begins."""
+    return [int(step) for step in steps(own, windows)[:, 0]]
 
 
 def with_counts(own: Sampler, world_model: list[int], imagination: list[int]) -> None:
@@ -167,7 +180,7 @@ def test_world_model_windows_are_drawn_with_the_probabilities_of_their_counts() 
     drawn: Counter = Counter()
     for _ in range(6000):
         with_counts(own, n, [9, 0, 0, 0, 0, 5, 0, 0])
-        drawn.update(first_steps(own.sample_world_model(1, 3)))
+        drawn.update(first_steps(own, own.draw_world_model(1, 3)))
     probabilities = normalised([math.exp(-count / 4) for count in n[:6]])
     assert_frequencies(drawn, dict(zip(range(5, 11), probabilities, strict=True)))
 
@@ -181,20 +194,20 @@ def test_imagination_contexts_are_drawn_with_the_probabilities_of_both_counts() 
     drawn: Counter = Counter()
     for _ in range(6000):
         with_counts(own, n, m)
-        drawn.update(first_steps(own.sample_imagination(1, 3)))
+        drawn.update(first_steps(own, own.draw_imagination(1, 3)))
     assert_frequencies(drawn, dict(zip(range(5, 11), probabilities, strict=True)))
 
 
-@pytest.mark.parametrize("draw", ["sample_world_model", "sample_imagination"])
+@pytest.mark.parametrize("draw", ["draw_world_model", "draw_imagination"])
 def test_uniform_ignores_the_counts_but_keeps_them(draw: str) -> None:
     own = sampler(filled(8, 13), sampling="uniform")
     with_counts(own, [50, 0, 0, 0, 0, 9, 0, 0], [0, 0, 0, 90, 0, 0, 0, 0])
     before = np.array(own.counts())
     drawn: Counter = Counter()
     for _ in range(3000):
-        drawn.update(first_steps(getattr(own, draw)(2, 3)))
+        drawn.update(first_steps(own, getattr(own, draw)(2, 3)))
     increase = np.array(own.counts()) - before
-    which = 0 if draw == "sample_world_model" else 1
+    which = 0 if draw == "draw_world_model" else 1
     assert increase[which].tolist() == [drawn[step] for step in range(5, 13)]
     assert not increase[1 - which].any()
     # Two of six without replacement are not independent: variance is 4/5 of the multinomial's,
@@ -223,9 +236,9 @@ def test_counts_follow_their_transitions_and_new_ones_start_at_zero(
         else:
             batch_size = min(amount, buffer.window_count(2))
             if move == "world model":
-                world_model.update(first_steps(own.sample_world_model(batch_size, 2)))
+                world_model.update(first_steps(own, own.draw_world_model(batch_size, 2)))
             else:
-                imagination.update(first_steps(own.sample_imagination(batch_size, 2)))
+                imagination.update(first_steps(own, own.draw_imagination(batch_size, 2)))
         n, m = own.counts()
         stored = range(buffer.first_step, buffer.total)
         assert n.tolist() == [world_model[step] for step in stored]
@@ -235,36 +248,36 @@ def test_counts_follow_their_transitions_and_new_ones_start_at_zero(
 def test_a_batch_has_no_window_twice_and_none_across_the_seam() -> None:
     own = sampler(filled(10, 27))
     for batch_size, length in ((7, 4), (3, 4), (1, 10)):
-        batch = own.sample_world_model(batch_size, length)
-        assert len(set(first_steps(batch))) == batch_size
-        np.testing.assert_array_equal(np.diff(batch.actions, axis=1), 1)
+        windows = own.draw_world_model(batch_size, length)
+        assert len(set(first_steps(own, windows))) == batch_size
+        np.testing.assert_array_equal(np.diff(steps(own, windows), axis=1), 1)
 
 
-@pytest.mark.parametrize("draw", ["sample_world_model", "sample_imagination"])
+@pytest.mark.parametrize("draw", ["draw_world_model", "draw_imagination"])
 def test_too_few_windows_are_refused_with_the_numbers(draw: str) -> None:
     own = sampler(filled(10, 6))
     message = r"4 different windows of 4 steps: the buffer has 3 \(6 transitions stored\)"
     with pytest.raises(ValueError, match=message):
         getattr(own, draw)(4, 4)
-    assert len(getattr(own, draw)(3, 4).actions) == 3
+    assert getattr(own, draw)(3, 4).rows.shape == (3, 4)
 
 
-def play(own: Sampler, rounds: int) -> list[Batch]:
+def play(own: Sampler, rounds: int) -> list[Windows]:
     """What a training loop does: append and draw for both."""
-    batches = []
+    drawn = []
     for _ in range(rounds):
         append(own.buffer, 1)
-        batches.append(own.sample_world_model(3, 4))
-        batches.append(own.sample_imagination(6, 2))
-    return batches
+        drawn.append(own.draw_world_model(3, 4))
+        drawn.append(own.draw_imagination(6, 2))
+    return drawn
 
 
-@pytest.mark.parametrize("steps", [9, 12, 40], ids=["filling", "full", "wrapped"])
+@pytest.mark.parametrize("played", [9, 12, 40], ids=["filling", "full", "wrapped"])
 @pytest.mark.parametrize("changes", [{}, {"sampling": "uniform"}, {"shuffle_rewards": True}])
 def test_a_restored_sampler_draws_what_the_saved_one_draws(
-    steps: int, changes: dict[str, Any]
+    played: int, changes: dict[str, Any]
 ) -> None:
-    own = sampler(filled(12, steps), **changes)
+    own = sampler(filled(12, played), **changes)
     play(own, 7)
     state = own.state_dict()
     state["generator"] = json.loads(json.dumps(state["generator"]))
@@ -276,8 +289,8 @@ def test_a_restored_sampler_draws_what_the_saved_one_draws(
     restored.load_state_dict(state)
 
     for expected, actual in zip(play(own, 30), play(restored, 30), strict=True):
-        for name in Batch._fields:
-            assert getattr(actual, name).tobytes() == getattr(expected, name).tobytes(), name
+        for name in Windows._fields:
+            np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
     np.testing.assert_array_equal(restored.counts(), own.counts())
 
 
@@ -300,29 +313,30 @@ def test_a_state_is_refused_over_a_buffer_it_does_not_belong_to() -> None:
 
 
 def test_shuffled_rewards_are_the_same_rewards_in_other_places_of_the_batch() -> None:
-    batch = sampler(filled(60, 60), shuffle_rewards=True).sample_world_model(8, 5)
-    true = batch.actions.astype(np.float32)  # a transition's reward is its step
-    np.testing.assert_array_equal(np.sort(batch.rewards, axis=None), np.sort(true, axis=None))
-    assert (batch.rewards != true).mean() > 0.5
+    own = sampler(filled(60, 60), shuffle_rewards=True)
+    windows = own.draw_world_model(8, 5)
+    true, given = steps(own, windows), rewards(own, windows)  # a transition's reward is its step
+    np.testing.assert_array_equal(np.sort(given, axis=None), np.sort(true, axis=None))
+    assert given.shape == true.shape
+    assert (given != true).mean() > 0.5
     # Over the whole batch, not within windows.
-    assert any(set(mixed) - set(own) for mixed, own in zip(batch.rewards, true, strict=True))
-    assert batch.rewards.shape == true.shape
-    assert batch.rewards.dtype == np.float32
+    assert any(set(mixed) - set(row) for mixed, row in zip(given, true, strict=True))
 
 
 def test_only_the_world_model_is_shown_shuffled_rewards_and_the_buffer_keeps_the_true_ones() -> (
     None
 ):
     own = sampler(filled(60, 60), shuffle_rewards=True)
-    own.sample_world_model(8, 5)
-    batch = own.sample_imagination(8, 5)
-    np.testing.assert_array_equal(batch.rewards, batch.actions)
+    own.draw_world_model(8, 5)
+    windows = own.draw_imagination(8, 5)
+    np.testing.assert_array_equal(rewards(own, windows), steps(own, windows))
     np.testing.assert_array_equal(own.buffer.columns(0, 60)["reward"], np.arange(60))
 
 
 def test_rewards_are_not_shuffled_otherwise() -> None:
-    batch = sampler(filled(60, 60)).sample_world_model(8, 5)
-    np.testing.assert_array_equal(batch.rewards, batch.actions)
+    own = sampler(filled(60, 60))
+    windows = own.draw_world_model(8, 5)
+    np.testing.assert_array_equal(rewards(own, windows), steps(own, windows))
 
 
 def test_a_generator_that_could_not_be_saved_is_refused_at_once() -> None:

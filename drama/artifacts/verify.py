@@ -25,6 +25,7 @@ from drama.errors import ConfigurationError, DramaError
 from drama.evaluation import load_agent, play
 from drama.files import canonical_json, sha256_file, sha256_text
 from drama.jobs import device_name
+from drama.model.sequence import kernels
 from drama.recipes import EVALUATION_CODE, RUN_CODE, code_hash, evaluation_text
 from drama.runs import SHORT, SUPERSEDED, versions
 from drama.settings import Recipe
@@ -187,6 +188,11 @@ def _play(path: Path, data: dict[str, Any], recipe: Recipe, device: torch.device
             f"score {mean:g} not played again: it was made by other code (commit {commit})",
         )
     agent = load_agent(recipe, path.parent / CHECKPOINT, data["fingerprint"], device)
+    recorded_backend = header.get("backend", "torch")  # it was the only one before it was recorded
+    backend = kernels.choose(
+        "torch" if recorded_backend == "torch" else "auto", device, recipe.settings.sequence_model
+    )
+    kernels.use(agent, backend)
     episodes = play(agent, recipe, settings)
     rows = recorded.to_pylist()
     equal = sum(
@@ -199,10 +205,11 @@ def _play(path: Path, data: dict[str, Any], recipe: Recipe, device: torch.device
         return Verdict(Finding.VERIFIED, f"score {mean:g} again, all {equal} episodes exactly")
     now = sum(episode.episode_return for episode in episodes) / len(episodes)
     found = f"score {now:g} where {mean:g} is recorded, {equal} of {len(rows)} episodes exactly"
-    here = (device_name(device), versions())
-    if here != (header["device"], data["versions"]):
+    here = (device_name(device), backend.name, versions())
+    if here != (header["device"], recorded_backend, data["versions"]):
         return Verdict(
-            Finding.SIMILAR, f"{found}; played on another device or other library versions"
+            Finding.SIMILAR,
+            f"{found}; played on another device, backend or other library versions",
         )
     return Verdict(Finding.DIFFERENT, found)
 

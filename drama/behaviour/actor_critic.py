@@ -96,7 +96,11 @@ class Actor(nn.Module):
     @torch.no_grad()
     def sample(self, states: Tensor) -> Tensor:
         """Draw actions from the policy: states [..., Z + D] to int64 [...]."""
-        return sample_one_hot(torch.softmax(self(states), -1)).argmax(-1)
+        return self.draw(self(states))
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Draw actions from logits [..., A]: int64 [...]."""
+        return sample_one_hot(torch.softmax(logits, -1)).argmax(-1)
 
 
 @dataclass(frozen=True)

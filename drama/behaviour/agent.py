@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from drama.behaviour.imagination import join_state
 from drama.model.distributions import sample_one_hot
 from drama.model.world_model import WorldModel
 from drama.settings import Settings
+
+Decide = Callable[..., Tensor]
+"""What `Agent.decide` does."""
 
 
 class ActingWindow:
@@ -99,6 +103,7 @@ class Agent(nn.Module):
         noise: Tensor | None = None,
         *,
         greedy: bool,
+        decide: Decide | None = None,
     ) -> np.ndarray:
         """Choose one action for each of E environments and remember the step in the window.
 
@@ -114,46 +119,54 @@ class Agent(nn.Module):
             noise: Exponential(1) draws [E, 2, K, C] for prior and posterior samples; by default
                 from torch's global generator.
             greedy: take the most probable action instead of a sample.
+            decide: stands in for `Agent.decide`, such as a recording of it for this E.
 
         Returns:
             Actions, int64 [E].
         """
-        model = self.world_model
-        assert not model.training, "acting uses running statistics: call eval() first"
-        device = model.prior_head.weight.device
+        assert not self.world_model.training, "acting uses running statistics: call eval() first"
+        undecided = random_actions < 0
+        lengths = window.lengths[rows]
+        assert (lengths[undecided] > 0).all(), "the first action must be random"
+        device = self.world_model.prior_head.weight.device
         if noise is None:
             noise = torch.empty(len(rows), *self.noise_shape(), device=device).exponential_()
-        noise = noise.to(device)
-        posterior = model.posterior(torch.from_numpy(frames).to(device))  # [E, K, C]
-        encoded = sample_one_hot(posterior, noise[:, 1])
-        actions = random_actions.copy()
-        undecided = actions < 0
-        assert (window.lengths[rows][undecided] > 0).all(), "the first action must be random"
-        if undecided.any():
-            here = torch.from_numpy(np.flatnonzero(undecided)).to(device)
-            d = self._dynamics(window, rows[undecided], device)  # [E', D]
-            latents = (
-                sample_one_hot(model.prior(d), noise[here, 0])
-                if self.settings.behaviour.act_on == "prior"
-                else encoded[here]
-            )
-            states = join_state(latents, d)
-            actor = self.behaviour.actor
-            chosen = actor(states).argmax(-1) if greedy else actor.sample(states)
-            actions[undecided] = chosen.cpu().numpy()
-        window.append(rows, encoded.argmax(-1).cpu().numpy(), actions)
+        given = frames, window.latents[rows], window.actions[rows], np.maximum(lengths, 1)
+        tensors = [*map(torch.from_numpy, given), noise]
+        decided = (decide or self.decide)(*(tensor.to(device) for tensor in tensors))
+        chosen = decided.cpu().numpy()  # [E, 2 + K]
+        actions = np.where(undecided, chosen[:, 0 if greedy else 1], random_actions)
+        window.append(rows, chosen[:, 2:], actions)
         return actions
 
-    def _dynamics(self, window: ActingWindow, rows: np.ndarray, device: torch.device) -> Tensor:
-        """Run the dynamics over the windows of some environments; returns the last d, [E, D].
+    @torch.no_grad()
+    def decide(
+        self, frames: Tensor, latents: Tensor, actions: Tensor, lengths: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Look at the current frames and decide what the policy would do.
 
-        Shorter windows are padded behind their end, which a causal model does not see.
+        Windows that are not full are padded behind their end, which a causal model does not see.
+
+        Args:
+            frames: uint8 [E, H, W, 3].
+            latents: class indices of the window's steps, int64 [E, W, K].
+            actions: int64 [E, W].
+            lengths: steps in each window, at least 1, int64 [E].
+            noise: Exponential(1) [E, 2, K, C].
+
+        Returns:
+            int64 [E, 2 + K]: the most probable action, a sampled one, and the class indices of a
+            sample of the frame's posterior.
         """
-        lengths = window.lengths[rows]
-        longest = lengths.max()
-        classes = torch.from_numpy(window.latents[rows, :longest]).to(device)  # [E, L, K]
-        actions = torch.from_numpy(window.actions[rows, :longest]).to(device)  # [E, L]
-        latents = F.one_hot(classes, self.world_model.latent_shape[1]).float()
-        d, _ = self.world_model.sequence(self.world_model.inputs(latents, actions))
-        last = torch.from_numpy(lengths - 1).to(device)
-        return d[torch.arange(len(rows), device=device), last]
+        model, actor = self.world_model, self.behaviour.actor
+        encoded = sample_one_hot(model.posterior(frames), noise[:, 1])  # [E, K, C]
+        past = F.one_hot(latents, model.latent_shape[1]).float()  # [E, W, K, C]
+        d, _ = model.sequence(model.inputs(past, actions))  # [E, W, D]
+        last = (lengths - 1)[:, None, None].expand(-1, -1, d.shape[-1])
+        d = d.gather(1, last).squeeze(1)  # [E, D]
+        predicted = sample_one_hot(model.prior(d), noise[:, 0])
+        on_prior = self.settings.behaviour.act_on == "prior"
+        states = join_state(predicted if on_prior else encoded, d)
+        logits = actor(states)
+        choices = torch.stack([logits.argmax(-1), actor.draw(logits)], -1)  # [E, 2]
+        return torch.cat([choices, encoded.argmax(-1)], -1)

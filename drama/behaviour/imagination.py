@@ -38,7 +38,12 @@ def join_state(latents: Tensor, d: Tensor) -> Tensor:
 
 @torch.no_grad()
 def imagine(
-    world_model: WorldModel, policy: Policy, frames: Tensor, actions: Tensor, horizon: int
+    world_model: WorldModel,
+    policy: Policy,
+    frames: Tensor,
+    actions: Tensor,
+    horizon: int,
+    places: Tensor | None = None,
 ) -> Trajectories:
     """Roll the policy out in the world model, from real contexts.
 
@@ -51,9 +56,10 @@ def imagine(
         frames: contexts, uint8 [B, L, H, W, 3].
         actions: contexts, int64 [B, L].
         horizon: H, imagined steps.
+        places: as for `WorldModel.observe`.
     """
     assert not world_model.training, "imagination uses running statistics: call eval() first"
-    latents, d, memory = world_model.observe(frames, actions)
+    latents, d, memory = world_model.observe(frames, actions, places)
     states = [join_state(latents, d)]  # each [B, Z + D]
     taken: list[Tensor] = []  # each [B]
     outcomes: list[Tensor] = []  # each [B, D]

@@ -45,19 +45,6 @@ class Transition(NamedTuple):
     episode: int
 
 
-class Batch(NamedTuple):
-    """Windows of consecutive transitions, copied out of the ring.
-
-    frames uint8 [B, L, H, W, C]; actions int64 [B, L]; rewards float32 [B, L]; terminations bool
-    [B, L], true where the game or a life ended.
-    """
-
-    frames: npt.NDArray[np.uint8]
-    actions: npt.NDArray[np.int64]
-    rewards: npt.NDArray[np.float32]
-    terminations: npt.NDArray[np.bool_]
-
-
 class ReplayBuffer:
     """The last `capacity` transitions.
 
@@ -124,13 +111,15 @@ class ReplayBuffer:
             raise ValueError(f"window length must be at least 1, not {length}")
         return max(0, self._size - length + 1)
 
-    def gather(self, starts: npt.NDArray[np.int64], length: int) -> Batch:
-        """Copy out the windows of `length` transitions that begin at `starts`.
+    def rows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+        """Return the ring's rows of the windows of `length` transitions that begin at `starts`.
 
         Args:
             starts: int64 [B], positions in time order, 0 being the oldest transition stored, so
                 that no window can join the newest transition to the oldest one.
             length: L, transitions per window.
+        Returns:
+            int64 [B, L].
         Raises:
             ValueError: starts of another rank or type, or outside [0, window_count(length)).
         """
@@ -143,13 +132,12 @@ class ReplayBuffer:
                 f"{self._size} transitions stored, windows of {length}"
             )
         steps = self.first_step + starts[:, None] + np.arange(length)  # [B, L]
-        rows = steps % self.capacity
-        return Batch(
-            frames=self._rows["frame"][rows],  # [B, L, H, W, C]
-            actions=self._rows["action"][rows].astype(np.int64),
-            rewards=self._rows["reward"][rows],
-            terminations=self._rows["terminated"][rows] | self._rows["life_lost"][rows],
-        )
+        rows: npt.NDArray[np.int64] = steps % self.capacity
+        return rows
+
+    def ring(self) -> Columns:
+        """Return the ring itself, one array [capacity, ...] per field: to read, not to write."""
+        return self._rows
 
     def columns(self, first_step: int, stop_step: int) -> Columns:
         """Copy out the transitions of steps first_step, ..., stop_step - 1, one array per field.

@@ -6,12 +6,12 @@ model has learned and imagination has not used up ("Drama", arXiv 2410.08893, se
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from drama.replay.buffer import Batch, ReplayBuffer
+from drama.replay.buffer import ReplayBuffer
 from drama.settings import ReplaySettings
 
 Counts = npt.NDArray[np.int32]
@@ -91,6 +91,16 @@ def draw_without_replacement(
     return generator.permutation(np.sort(chosen))
 
 
+class Windows(NamedTuple):
+    """Where the windows of a batch lie in the ring: rows, int64 [B, L] each.
+
+    `reward_rows` are the rows that rewards are read from: the same, unless rewards are shuffled.
+    """
+
+    rows: npt.NDArray[np.int64]
+    reward_rows: npt.NDArray[np.int64]
+
+
 class Sampler:
     """Draws windows for the world model and contexts for imagination, and counts both.
 
@@ -126,7 +136,7 @@ class Sampler:
         self._imagination_counts = np.zeros(buffer.capacity, np.int32)
         self._counted_steps = buffer.total
 
-    def sample_world_model(self, batch_size: int, length: int) -> Batch:
+    def draw_world_model(self, batch_size: int, length: int) -> Windows:
         """Draw B different windows of L transitions to train the world model on.
 
         With `shuffle_rewards`, the rewards of the batch are permuted over all its B * L places:
@@ -145,13 +155,12 @@ class Sampler:
             log_weights = np.zeros(windows)
         starts = draw_without_replacement(log_weights, batch_size, self.generator)
         self._world_model_counts[self._rows(starts)] += 1
-        batch = self.buffer.gather(starts, length)
-        if self.settings.shuffle_rewards:
-            shuffled = self.generator.permutation(batch.rewards.ravel())  # [B * L]
-            batch = batch._replace(rewards=shuffled.reshape(batch.rewards.shape))
-        return batch
+        rows = self.buffer.rows(starts, length)
+        if not self.settings.shuffle_rewards:
+            return Windows(rows, rows)
+        return Windows(rows, self.generator.permutation(rows.ravel()).reshape(rows.shape))
 
-    def sample_imagination(self, batch_size: int, length: int) -> Batch:
+    def draw_imagination(self, batch_size: int, length: int) -> Windows:
         """Draw B different contexts of L transitions to imagine from.
 
         Raises:
@@ -171,7 +180,8 @@ class Sampler:
             log_weights = np.zeros(windows)
         starts = draw_without_replacement(log_weights, batch_size, self.generator)
         self._imagination_counts[self._rows(starts)] += 1
-        return self.buffer.gather(starts, length)
+        rows = self.buffer.rows(starts, length)
+        return Windows(rows, rows)
 
     def counts(self) -> tuple[Counts, Counts]:
         """n and m, int32 [size] each: draws of the window starting at each stored transition.

@@ -12,15 +12,18 @@ import numpy as np
 import torch
 
 from drama.behaviour.agent import Agent
-from drama.behaviour.imagination import imagine
 from drama.env import make
 from drama.errors import DramaError
-from drama.replay.buffer import Batch, ReplayBuffer, Transition
+from drama.model.sequence import kernels
+from drama.replay.buffer import ReplayBuffer, Transition
 from drama.replay.sampling import Sampler
 from drama.replay.shards import ShardWriter, iterate_shards
-from drama.settings import Recipe
+from drama.replay.tensors import RingTensors
+from drama.settings import Backend, Recipe, SequenceModelSettings
 from drama.stopping import Stopped, stop_on_signal
 from drama.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from drama.training.graphs import Recorded
+from drama.training.learner import Learner
 from drama.training.metrics import (
     BEHAVIOUR_METRICS,
     EPISODE_SCHEMA,
@@ -30,7 +33,6 @@ from drama.training.metrics import (
     Table,
     Window,
 )
-from drama.training.optim import LaProp
 from drama.training.progress import Reporter, Status
 
 CHECKPOINT = "checkpoint.parquet"
@@ -49,12 +51,18 @@ class Runtime:
         threads: CPU threads of PyTorch; the same number gives the same bytes.
         checkpoint_every: agent steps between checkpoints.
         plain: whether to take the plain path, which the fast one equals but for rounding.
+        backend: of the sequence model, auto, torch or mamba_ssm; the plain path's is torch.
     """
 
     device: torch.device
     threads: int
     checkpoint_every: int
     plain: bool = False
+    backend: Backend = "auto"
+
+    def choose_backend(self, settings: SequenceModelSettings) -> kernels.Choice:
+        """Choose the sequence model's backend; raises ConfigurationError as `kernels.choose`."""
+        return kernels.choose("torch" if self.plain else self.backend, self.device, settings)
 
 
 class TrainingFailed(DramaError):
@@ -85,14 +93,7 @@ class Trainer:
         actions = int(self.environment.action_space.n)
         self.agent = Agent(settings, actions).to(runtime.device)
         self.agent.world_model.choose_path(plain=runtime.plain)
-        self.world_model_optimiser = LaProp(
-            dict(self.agent.world_model.named_parameters()), settings.world_model.optimiser
-        )
-        behaviour = self.agent.behaviour
-        self.behaviour_optimiser = LaProp(
-            {n: p for n, p in behaviour.named_parameters() if p.requires_grad},
-            settings.behaviour.optimiser,
-        )
+        kernels.use(self.agent, runtime.choose_backend(settings.sequence_model))
         size = settings.environment.image_size
         self.buffer = ReplayBuffer(settings.replay.capacity, (size, size, 3))
         self.sampler = Sampler(
@@ -101,6 +102,11 @@ class Trainer:
             settings.behaviour.contexts / settings.world_model.batch_size,
             np.random.default_rng(streams[3]),
         )
+        self.ring = RingTensors(self.buffer, runtime.device)
+        self.learner = Learner(self.agent, settings, self.ring, runtime.device, plain=runtime.plain)
+        self.update_world_model = self.recorded(self.learner.update_world_model)
+        self.update_behaviour = self.recorded(self.learner.update_behaviour)
+        self.decide = self.recorded(self.agent.decide)
         self.shards = ShardWriter(folder / REPLAY)
         self.window = self.agent.new_window(1)
         self.world_model_metrics = Window(WORLD_MODEL_METRICS)
@@ -151,13 +157,14 @@ class Trainer:
         """Take one step in the game and remember it."""
         exploring = self.step < self.settings.training.random_steps
         random_action = self.random_actions.integers(self.agent.actions)
-        decided = exploring or self.window.lengths[0] == 0
+        decided = exploring or self.episode_length == 0
         action = self.agent.act(
             self.window,
             np.array([0]),
             self.frame[None],
             np.array([random_action if decided else -1]),
             greedy=False,
+            decide=self.decide,
         )[0]
         frame, reward, terminated, truncated, info = self.environment.step(int(action))
         self.buffer.append(
@@ -166,6 +173,7 @@ class Trainer:
                 info["life_lost"], self.episode,
             )
         )  # fmt: skip
+        self.ring.follow()
         self.shards.write_full(self.buffer)
         self.frame = frame
         self.step += 1
@@ -194,51 +202,31 @@ class Trainer:
     def learn_world_model(self) -> None:
         """Update the world model on a batch of windows."""
         settings = self.settings.world_model
-        batch = self.sampler.sample_world_model(settings.batch_size, settings.sequence_length)
-        model = self.agent.world_model.train()
-        with self.autocast():
-            losses = model.loss(*self.to_device(batch))
-        norm = self.world_model_optimiser.minimise(losses.total)
-        model.eval()
-        values = [
-            losses.total, losses.reconstruction, losses.reward, losses.termination,
-            losses.dynamics, losses.representation, norm,
-        ]  # fmt: skip
-        self.note(self.world_model_metrics, values)
+        windows = self.sampler.draw_world_model(settings.batch_size, settings.sequence_length)
+        self.note(self.world_model_metrics, self.update_world_model(*self.tensors(*windows)))
 
     def learn_behaviour(self) -> None:
         """Update actor and critic on imagined trajectories."""
         settings = self.settings.behaviour
-        batch = self.sampler.sample_imagination(settings.contexts, settings.context_length)
-        frames, actions, _, _ = self.to_device(batch)
-        behaviour = self.agent.behaviour
-        with self.autocast():
-            trajectories = imagine(
-                self.agent.world_model, behaviour.actor.sample, frames, actions, settings.horizon
-            )
-            losses = behaviour.loss(trajectories)
-        norm = self.behaviour_optimiser.minimise(losses.total)
-        behaviour.update_slow_critic()
-        values = [
-            losses.actor, losses.critic, losses.entropy, losses.return_scale,
-            losses.imagined_reward, losses.imagined_value, norm,
-        ]  # fmt: skip
-        self.note(self.behaviour_metrics, values)
+        windows = self.sampler.draw_imagination(settings.contexts, settings.context_length)
+        self.note(self.behaviour_metrics, self.update_behaviour(*self.tensors(windows.rows)))
 
     # --- around it -------------------------------------------------------------------------------
 
-    def autocast(self) -> torch.autocast:
-        """Return the precision that the settings name."""
-        precision = self.settings.training.precision
-        on_gpu = self.runtime.device.type == "cuda"
-        enabled = precision == "bfloat16" or (precision == "auto" and on_gpu)
-        return torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=enabled)
+    def recorded(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """Return the function as a CUDA graph, or as it is where there is none."""
+        if self.runtime.plain or self.runtime.device.type != "cuda":
+            return function
+        return Recorded(function, self.runtime.device, function.__name__)
 
-    def to_device(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Move a batch of arrays to the device."""
-        return tuple(torch.from_numpy(a).to(self.runtime.device) for a in batch)
+    def tensors(self, *arrays: np.ndarray) -> list[torch.Tensor]:
+        """Turn arrays into tensors from which the device copies without anyone waiting."""
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if self.runtime.device.type == "cuda":
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        return [tensor.to(self.runtime.device, non_blocking=True) for tensor in tensors]
 
-    def note(self, metrics: Window, values: list[torch.Tensor]) -> None:
+    def note(self, metrics: Window, values: torch.Tensor) -> None:
         """Add an update's scalars; on a CPU, where it costs nothing, check them at once."""
         metrics.add(self.step, values)
         if self.runtime.device.type == "cpu":
@@ -301,8 +289,7 @@ class Trainer:
         cuda = self.runtime.device.type == "cuda"
         return {
             "agent": dict(self.agent.state_dict()),
-            "world_model_optimiser": self.world_model_optimiser.state_dict(),
-            "behaviour_optimiser": self.behaviour_optimiser.state_dict(),
+            **self.learner.state_dict(),
             "generators": {
                 "torch": torch.get_rng_state(),
                 "random_actions": self.random_actions.bit_generator.state,
@@ -359,8 +346,7 @@ class Trainer:
         """Take over what `state_dict` returned."""
         agent = {name: torch.from_numpy(value) for name, value in state["agent"].items()}
         self.agent.load_state_dict(agent, strict=True)
-        self.world_model_optimiser.load_state_dict(state["world_model_optimiser"])
-        self.behaviour_optimiser.load_state_dict(state["behaviour_optimiser"])
+        self.learner.load_state_dict(state)
         self._restore_replay(state["replay"])
         self.environment.load_state(state["environment"])
         self.window.load_state_dict(state["window"])
@@ -383,6 +369,7 @@ class Trainer:
             for columns in iterate_shards(self.folder / REPLAY, first, written):
                 self.buffer.extend(columns)
         self.buffer.extend(state["tail"])
+        self.ring.follow()
         self.shards = ShardWriter(self.folder / REPLAY, rows_written=written)
         self.sampler.load_state_dict(state["sampler"])
 

@@ -76,11 +76,11 @@ class Window:
         self._values: list[Tensor] = []
         self._checked = 0
 
-    def add(self, step: int, values: list[Tensor]) -> None:
-        """Add one update's scalars."""
-        assert len(values) == len(self.names), f"{len(values)} values for {self.names}"
+    def add(self, step: int, values: Tensor) -> None:
+        """Add one update's scalars, float64 [names]."""
+        assert values.shape == (len(self.names),), f"{tuple(values.shape)} for {self.names}"
         self._steps.append(step)
-        self._values.append(torch.stack([value.detach().double() for value in values]))
+        self._values.append(values.detach())
 
     def check(self) -> None:
         """Look at what was added since the last check.

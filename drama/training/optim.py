@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,13 +32,13 @@ class LaProp:
         self.parameters: list[Tensor] = list(parameters.values())
         self.averages = [torch.zeros_like(p) for p in self.parameters]
         self.squares = [torch.zeros_like(p) for p in self.parameters]
-        self.updates = 0
+        # Counted on the device: a recorded update must count on, though Python does not run.
+        self.updates = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
 
-    def rate(self) -> float:
-        """Return the step size of the next update."""
-        warmup = self.settings.warmup_updates
-        share = min(1.0, (self.updates + 1) / warmup) if warmup else 1.0
-        return self.settings.learning_rate * share
+    def rate(self) -> Tensor:
+        """Return the step size of the next update, float64 []."""
+        warmup = max(1, self.settings.warmup_updates)
+        return self.settings.learning_rate * ((self.updates + 1) / warmup).clamp(max=1)
 
     def minimise(self, loss: Tensor) -> Tensor:
         """Take one step down the gradient of a scalar.
@@ -61,24 +60,27 @@ class LaProp:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         rate = self.rate()
         self.updates += 1
-        average_correction = 1 - settings.beta1**self.updates
-        square_correction = 1 - settings.beta2**self.updates
+        average_correction = 1 - settings.beta1**self.updates  # []
+        square_correction = 1 - settings.beta2**self.updates  # []
+        # In the parameters' own type, which fused loops over many tensors ask for.
+        dtype = self.parameters[0].dtype
+        step_size = (rate / average_correction).to(dtype)
 
         torch._foreach_mul_(self.squares, settings.beta2)
         torch._foreach_addcmul_(self.squares, gradients, gradients, 1 - settings.beta2)
         scale = torch._foreach_sqrt(self.squares)
-        torch._foreach_div_(scale, math.sqrt(square_correction))
+        torch._foreach_div_(scale, square_correction.sqrt().to(dtype))
         torch._foreach_add_(scale, settings.epsilon)
         torch._foreach_mul_(self.averages, settings.beta1)
         torch._foreach_addcdiv_(self.averages, gradients, scale, 1 - settings.beta1)
         if settings.weight_decay:
             torch._foreach_mul_(self.parameters, 1 - settings.weight_decay)
-        torch._foreach_add_(self.parameters, self.averages, alpha=-rate / average_correction)
+        torch._foreach_sub_(self.parameters, torch._foreach_mul(self.averages, step_size))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages by parameter name, and the number of updates."""
         return {
-            "updates": self.updates,
+            "updates": int(self.updates),
             "averages": dict(zip(self.names, self.averages, strict=True)),
             "squares": dict(zip(self.names, self.squares, strict=True)),
         }
@@ -95,4 +97,4 @@ class LaProp:
                 raise KeyError(f"{kind} of other parameters: {set(saved) ^ set(self.names)}")
             for name, tensor in zip(self.names, target, strict=True):
                 tensor.copy_(torch.as_tensor(saved[name]))
-        self.updates = int(state["updates"])
+        self.updates.fill_(int(state["updates"]))

@@ -33,4 +33,5 @@ rule train:
         "Training {wildcards.game}, seed {wildcards.seed}; progress: {log}"
     # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
-        "exec drama train {input.recipe} --device {PLAN.device} --threads {threads} >> {log} 2>&1"
+        "exec drama train {input.recipe} --device {PLAN.device} --backend {PLAN.backend}"
+        " --threads {threads} >> {log} 2>&1"

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.model.nets import NORM_EPSILON
+from drama.model.sequence import kernels
 from drama.model.sequence.base import Mixer, State
 from drama.settings import SequenceModelSettings
 
@@ -126,6 +127,7 @@ class Mamba2(Mixer):
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = GatedRMSNorm(self.inner)
         self.out_proj = nn.Linear(self.inner, width, bias=False)
+        self.fused = False  # `kernels.use` says otherwise
 
     def output_projections(self) -> list[nn.Linear]:
         """Return the projection into the residual stream."""
@@ -143,18 +145,46 @@ class Mamba2(Mixer):
         state = state or self.initial_state(x.shape[0], x.device)
         gate, raw, dt = self._project(x)
         history = torch.cat([state["convolution"].to(raw.dtype), raw], 1)  # [B, W - 1 + L, ...]
+        mix = self._mix_fused if self.fused else self._mix
+        y, scan = mix(history, dt, state["scan"])  # [B, L, inner], [B, H, P, N]
+        output = self.out_proj(self.norm(y, gate))
+        return output, {"convolution": history[:, -self.memory :].float(), "scan": scan}
+
+    def _mix(self, history: Tensor, dt: Tensor, scan: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve and scan in plain PyTorch.
+
+        Args:
+            history: what the convolution sees [B, W - 1 + L, inner + 2N].
+            dt: raw step sizes [B, L, H].
+            scan: h before the first step [B, H, P, N].
+
+        Returns:
+            y [B, L, inner] and h after the last step [B, H, P, N].
+        """
         convolved = F.silu(self.conv1d(history.transpose(1, 2)).transpose(1, 2))  # [B, L, ...]
         # The scan sums many small terms: float32 also under autocast.
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(history.device.type, enabled=False):
             inputs, b, c = self._split(convolved.float())
             step_size = F.softplus(dt.float() + self.dt_bias)  # [B, L, H]
             decay_rate = -self.A_log.float().exp()
-            y, scan = chunked_scan(
-                inputs, step_size, decay_rate, b, c, state["scan"], self.chunk_length
-            )
-            y = (y + self.D.unsqueeze(-1) * inputs).flatten(-2)  # [B, L, inner]
-        output = self.out_proj(self.norm(y, gate))
-        return output, {"convolution": history[:, -self.memory :].float(), "scan": scan}
+            y, scan = chunked_scan(inputs, step_size, decay_rate, b, c, scan, self.chunk_length)
+            return (y + self.D.unsqueeze(-1) * inputs).flatten(-2), scan
+
+    def _mix_fused(self, history: Tensor, dt: Tensor, scan: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve and scan with mamba_ssm's kernels, in the dtype of `history`; as `_mix`.
+
+        The kernels take what the projection yields, as the authors' own layer does: float32, or
+        bfloat16 under autocast, where `_mix` scans in float32. Every result and gradient agrees
+        with `_mix` to 2e-5 of its largest number, under autocast to 8 roundings of that dtype.
+        `step` has no such twin: their kernels for single steps overwrite the state, which callers
+        keep, and have no gradient.
+        """
+        inputs, b, c = self._split(kernels.convolve(history, self.conv1d))
+        decay_rate = -self.A_log.float().exp()
+        y, scan = kernels.scan(
+            inputs, dt, self.dt_bias, decay_rate, b, c, self.D, scan, self.chunk_length
+        )
+        return y.flatten(-2), scan
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run one step: x [B, D] and the state to output [B, D] and the next state."""
