@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster lint format learn container lock clean
+.PHONY: help setup demo test test-cluster bench lint format learn container lock clean
 
 PYTHON ?= python3
 # What `make container` builds: cuda, or cpu.
@@ -47,6 +47,10 @@ test: lint ## check style and types, then run every test
 test-cluster: setup ## real Slurm, Apptainer and ssh, with kills; needs root on Debian 12
 	@tests/cluster/install
 	@OMP_NUM_THREADS=1 pytest -q tests/cluster
+
+bench: setup ## measure speed and growth; BENCH=part,part PUBLISHED=checkout BASELINE=keep
+	@python benchmarks/bench.py $(if $(BENCH),--parts '$(BENCH)') \
+	  $(if $(PUBLISHED),--published '$(PUBLISHED)') $(if $(filter keep,$(BASELINE)),--dry)
 
 lint: setup ## ruff, mypy and snakefmt
 	@ruff check .

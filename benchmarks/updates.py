@@ -1,23 +1,18 @@
 """Seconds per update at the paper's settings: the plain path and the fast one, in turn.
 
-    python benchmarks/updates.py [PRESET] [THREADS]
-
 The world model learns from 16 windows of 128 steps, imagination goes 16 steps from 1024 contexts of
 8, and the behaviour learns from what was imagined. Frames are noise: how long things take does not
-depend on what they show. Paths take turns, so that a busy machine slows both; each figure is the
-better of two.
+depend on what they show.
 """
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 
 import torch
+from measuring import PRESETS, Figure, Timing, take_turns
 
 from drama.behaviour.agent import Agent
 from drama.behaviour.imagination import imagine
@@ -26,15 +21,36 @@ from drama.training.optim import LaProp
 
 ACTIONS = 6
 ROUNDS = 2
+PARTS = {
+    "learn_world_model": "world-model update",
+    "imagine": "imagination",
+    "learn_behaviour": "behaviour update",
+}
+PATHS = {"plain": (True, False), "fast": (False, False), "fast, bfloat16": (False, True)}
+"""Whether each is plain, and whether it has bfloat16 on a CPU, where that is not the default."""
 
 
 class Updates:
-    """An agent at the start of its training, and random batches for it."""
+    """An agent at the start of its training, and random batches for it.
 
-    def __init__(self, preset: str) -> None:
-        self.settings = load_preset(preset).settings()
+    Args:
+        preset: name of the preset.
+        device: where tensors are made; by default where PyTorch makes them.
+
+    Attributes:
+        bfloat16: whether losses are computed under autocast.
+    """
+
+    def __init__(self, preset: str, device: torch.device | None = None) -> None:
+        self.device = device or torch.get_default_device()
+        self.bfloat16 = self.device.type == "cuda"
+        self.settings = load_preset(preset, folder=PRESETS).settings()
         torch.manual_seed(0)
-        self.agent = Agent(self.settings, ACTIONS).eval()
+        with device or nullcontext():
+            self.agent = Agent(self.settings, ACTIONS).eval()
+            world_model, imagination = self.settings.world_model, self.settings.behaviour
+            self.windows = self._noise(world_model.batch_size, world_model.sequence_length)
+            self.contexts = self._noise(imagination.contexts, imagination.context_length)
         model, behaviour = self.agent.world_model, self.agent.behaviour
         self.world_model_optimiser = LaProp(
             dict(model.named_parameters()), self.settings.world_model.optimiser
@@ -43,10 +59,6 @@ class Updates:
             {name: p for name, p in behaviour.named_parameters() if p.requires_grad},
             self.settings.behaviour.optimiser,
         )
-
-        world_model, imagination = self.settings.world_model, self.settings.behaviour
-        self.windows = self._noise(world_model.batch_size, world_model.sequence_length)
-        self.contexts = self._noise(imagination.contexts, imagination.context_length)
 
     def _noise(self, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return frames, uint8 [*shape, H, W, 3], and actions, int64 [*shape]."""
@@ -58,8 +70,9 @@ class Updates:
         """One update of the world model."""
         frames, actions = self.windows
         model = self.agent.world_model.train()
-        never = torch.zeros(actions.shape, dtype=torch.bool)
-        losses = model.loss(frames, actions, torch.zeros(actions.shape), never)
+        rewards = torch.zeros(actions.shape, device=actions.device)
+        with self._autocast():
+            losses = model.loss(frames, actions, rewards, rewards.bool())
         self.world_model_optimiser.minimise(losses.total)
         model.eval()
 
@@ -67,43 +80,52 @@ class Updates:
         """Trajectories for one update of the behaviour."""
         act = self.agent.behaviour.actor.sample
         horizon = self.settings.behaviour.horizon
-        self.trajectories = imagine(self.agent.world_model, act, *self.contexts, horizon)
+        with self._autocast():
+            self.trajectories = imagine(self.agent.world_model, act, *self.contexts, horizon)
 
     def learn_behaviour(self) -> None:
         """One update of actor and critic."""
-        self.behaviour_optimiser.minimise(self.agent.behaviour.loss(self.trajectories).total)
+        with self._autocast():
+            losses = self.agent.behaviour.loss(self.trajectories)
+        self.behaviour_optimiser.minimise(losses.total)
         self.agent.behaviour.update_slow_critic()
 
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Return how long some work takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
-def main() -> None:
-    """Measure and print a table."""
-    preset = sys.argv[1] if len(sys.argv) > 1 else "xs"
-    torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else torch.get_num_threads())
-    updates = Updates(preset)
-    taken: dict[tuple[str, bool], float] = defaultdict(lambda: float("inf"))
-    parts = ("learn_world_model", "imagine", "learn_behaviour")
-    for _ in range(ROUNDS):
-        for plain in (True, False):
-            updates.agent.world_model.choose_path(plain=plain)
-            for part in parts:
-                took = seconds(getattr(updates, part))
-                taken[part, plain] = min(taken[part, plain], took)
-    for plain in (True, False):
-        taken["together", plain] = sum(taken[part, plain] for part in parts)
-    print(f"preset {preset}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| part | plain, s | fast, s | ratio |\n|---|---:|---:|---:|")
-    for part in (*parts, "together"):
-        plain, fast = taken[part, True], taken[part, False]
-        print(f"| {part.replace('_', ' ')} | {plain:.2f} | {fast:.2f} | {plain / fast:.2f} |")
-    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+def measure(device: torch.device, preset: str = "xs", rounds: int = ROUNDS) -> Iterator[Figure]:
+    """Yield the seconds of every part on every path, and their gain over the plain one."""
+    updates = Updates(preset, device)
+    on_gpu = device.type == "cuda"
+    paths = {name: path for name, path in PATHS.items() if not (on_gpu and path[1])}
 
+    def work(part: str, path: str) -> None:
+        plain, updates.bfloat16 = paths[path][0], paths[path][1] or on_gpu
+        updates.agent.world_model.choose_path(plain=plain)
+        getattr(updates, part)()
 
-if __name__ == "__main__":
-    main()
+    works: dict[tuple[str, str], Callable[[], None]] = {
+        (part, path): partial(work, part, path) for path in paths for part in PARTS
+    }
+    timings = take_turns(works, device, rounds)
+    for path in paths:
+        timings["together", path] = Timing(
+            sum(timings[part, path].seconds for part in PARTS),
+            sum(timings[part, path].reference for part in PARTS) / len(PARTS),
+        )
+    for part, name in {**PARTS, "together": "together"}.items():
+        label = "one update of everything" if part == "together" else name
+        for path in paths:
+            timing = timings[part, path]
+            yield Figure(
+                "updates", name, {"path": path}, timing.seconds, "s", timing.ratio,
+                headline=f"{label}, preset {preset}, {path} path" if path != "plain" else "",
+            )  # fmt: skip
+            if path == "plain":
+                continue
+            gain = timings[part, "plain"].seconds / timing.seconds
+            yield Figure(
+                "updates", f"{name}, {path} over plain", {}, gain, "times as fast",
+                headline=f"{label}, {path} path over plain" if part == "together" else "",
+            )  # fmt: skip

@@ -112,8 +112,12 @@ def train(
     backend: BackendName = "auto",
     threads: Threads = 1,
     checkpoint_every: Annotated[
-        int, typer.Option(min=1, help="Agent steps between checkpoints; they change no result.")
-    ] = 2000,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Agent steps between checkpoints, instead of five minutes; they change no result.",
+        ),
+    ] = None,
     plain: Annotated[
         bool,
         typer.Option(

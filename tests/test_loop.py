@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,11 @@ from workspace import GAME, SEED, TOTAL_STEPS, AtStep, AtWrite, Moment, Workspac
 
 from drama.recipes import read_recipe
 from drama.replay.shards import read_shards
+from drama.stopping import Stopped
+from drama.training import loop
 from drama.training.checkpoint import load_checkpoint, save_checkpoint
 from drama.training.loop import Runtime, Trainer, TrainingFailed
+from drama.training.progress import Reporter, Status
 
 STOPPED = 75
 KILLED = -signal.SIGKILL
@@ -233,6 +237,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     for name, value in load_checkpoint(workspace.root / found[3], fingerprint)["agent"].items():
         assert np.isfinite(value).all(), name
     assert not list(workspace.folder.glob("run-*.json"))
+
+
+def test_checkpoints_come_every_few_minutes_or_every_so_many_steps(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = read_recipe(workspace.root / workspace.recipe)
+    for every, seconds, saves in ((None, 0.0, 6), (None, 1e9, 1), (3, 0.0, 2)):
+        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+        runtime = replace(ON_CPU, checkpoint_every=every)
+        trainer = Trainer(run.recipe, run.fingerprint, workspace.folder, runtime)
+        saved: list[int] = []
+        save = trainer.save
+        monkeypatch.setattr(
+            trainer, "save", lambda trainer=trainer, save=save, saved=saved: (
+                saved.append(trainer.step) or save()
+            ),
+        )  # fmt: skip
+        steps = iter([False] * 5 + [True])  # a request to stop at the sixth step
+        with pytest.raises(Stopped):
+            status_file = workspace.folder / "status.json"
+            progress = Status.resumed(status_file, run.fingerprint, TOTAL_STEPS)
+            trainer.run(Reporter("run", progress, status_file), lambda steps=steps: next(steps))
+        assert len(saved) == saves and saved[-1] == 6
 
 
 def test_parameters_that_are_not_finite_never_become_a_checkpoint(workspace: Workspace) -> None:

@@ -20,9 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-FRAMES_AT_ONCE = 16
-"""At size XS the largest activation of so many frames has 4 MiB, two cores' second-level cache."""
+PART_VALUES = 2**20
+"""Numbers in the largest activation of a part: 4 MiB, two cores' second-level cache."""
+PARTS_THAT_PAY = 4
+"""Fewer parts than that are as fast in one piece."""
 
 Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
 Parts: TypeAlias = list[Tensor]
@@ -69,30 +72,53 @@ def stages(layers: Sequence[nn.Module]) -> list[Stage]:
     return found if norm is None else [*found, Stage(norm, None)]
 
 
-def train_in_parts(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+def train_in_parts(layers: Sequence[nn.Module], x: Tensor, frames: int) -> Tensor:
     """Apply the layers in training mode, as `nn.Sequential` does, but for rounding.
+
+    Under autocast everything stored is of its dtype; sums over the batch are not.
 
     Args:
         layers: as for `stages`, in training mode; running statistics are updated.
-        x: float32 [N, channels, H, W] on a CPU.
+        x: [N, channels, H, W] on a CPU.
+        frames: in a part.
     """
     order = stages(layers)
     parameters = [p for stage in order for p in stage.parameters()]
-    return _TrainInParts.apply(order, x, *parameters)
+    lowered = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if lowered else x.dtype
+    with torch.autocast("cpu", enabled=False):
+        return _TrainInParts.apply(order, frames, x.to(dtype), *parameters)
+
+
+def folded(layers: Sequence[nn.Module]) -> nn.Sequential:
+    """Return layers that compute the same in evaluation mode with batch norms in the convolutions.
+
+    They hold copies of the parameters as these are now.
+    """
+    kept: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d) and kept and isinstance(kept[-1], nn.Conv2d):
+            kept[-1] = fuse_conv_bn_eval(kept[-1], layer)
+        else:
+            kept.append(nn.SiLU(inplace=True) if isinstance(layer, nn.SiLU) else layer)
+    return nn.Sequential(*kept)
 
 
 class _TrainInParts(torch.autograd.Function):
     """Forward and backward pass of a list of stages."""
 
     @staticmethod
-    def forward(ctx: Any, order: list[Stage], x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.order, ctx.inputs, ctx.moments = order, [], []
-        parts = _split(x)
+    def forward(
+        ctx: Any, order: list[Stage], frames: int, x: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        ctx.order, ctx.frames, ctx.inputs, ctx.moments = order, frames, [], []
+        parts = _split(x, frames)
         for stage in order:
             moments = _moments(parts) if stage.norm else None
             ctx.inputs.append(parts)
             ctx.moments.append(moments)
-            parts = [_convolve(stage, _activate(stage, moments, part)[1]) for part in parts]
+            convolve = _Convolution(stage.convolution, x.dtype)
+            parts = [convolve.output(_activate(stage, moments, part)[1]) for part in parts]
             if stage.norm and moments:
                 _update_running(stage.norm, moments)
         return torch.cat(parts)
@@ -100,29 +126,66 @@ class _TrainInParts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needs_input = ctx.needs_input_grad[1]
-        parts = _split(gradient)  # of what each stage puts out
+        needs_input = ctx.needs_input_grad[2]
+        parts = _split(gradient, ctx.frames)  # of what each stage puts out
         collected: list[Tensor] = []  # of the parameters, in the order of the stages
         norm: _NormGradient | None = None  # of the stage after this one
         for index, stage in reversed(list(enumerate(ctx.order))):
             moments, inputs = ctx.moments.pop(), ctx.inputs.pop()
             wanted = needs_input or index > 0 or stage.norm is not None
-            convolution_sums, norm_sums = _Sums(), _Sums()
+            convolution, norm_sums = _Convolution(stage.convolution, gradient.dtype), _Sums()
             for k, part in enumerate(inputs):
                 normalised, activated = _activate(stage, moments, part)
                 arriving = norm.input(k, parts[k]) if norm else parts[k]
-                leaving = _convolve_back(stage, arriving, activated, wanted, convolution_sums)
+                leaving = convolution.input_gradient(arriving, activated, wanted)
                 if stage.norm:
                     leaving = torch.ops.aten.silu_backward(leaving, normalised)
-                    norm_sums.add(leaving.sum((0, 2, 3)).double(), _dot(leaving, part).double())
+                    norm_sums.add(_sum(leaving), _dot(leaving, part))
                 parts[k] = leaving
             norm = stage.norm and _NormGradient(stage.norm, moments, inputs, norm_sums)
-            own = [*(norm.parameters if norm else ()), *convolution_sums.values]
+            own = [*(norm.parameters if norm else ()), *convolution.sums.values]
             collected = own + collected
         if not needs_input:
-            return None, None, *collected
+            return None, None, None, *collected
         whole = [norm.input(k, part) if norm else part for k, part in enumerate(parts)]
-        return None, torch.cat(whole), *collected
+        return None, None, torch.cat(whole), *collected
+
+
+class _Convolution:
+    """A stage's convolution, or nothing, part by part; sums the gradients of its parameters.
+
+    Args:
+        layer: the convolution.
+        dtype: what it computes in.
+    """
+
+    def __init__(self, layer: Convolution | None, dtype: torch.dtype) -> None:
+        self.layer = layer
+        self.sums = _Sums()
+        if layer is None:
+            return
+        assert layer.bias is not None
+        self.weight, self.bias = layer.weight.to(dtype), layer.bias.to(dtype)
+        self.geometry = (
+            layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding,
+            layer.groups,
+        )  # fmt: skip
+
+    def output(self, x: Tensor) -> Tensor:
+        """Convolve x."""
+        if self.layer is None:
+            return x
+        return torch.ops.aten.convolution(x, self.weight, self.bias, *self.geometry)
+
+    def input_gradient(self, gradient: Tensor, x: Tensor, wanted: bool) -> Tensor:
+        """Return the gradient at the input x, if wanted."""
+        if self.layer is None:
+            return gradient
+        leaving, *own = torch.ops.aten.convolution_backward(
+            gradient, x, self.weight, self.bias.shape, *self.geometry, (wanted, True, True)
+        )
+        self.sums.add(*(value.to(self.layer.weight.dtype) for value in own))
+        return leaving
 
 
 class _NormGradient:
@@ -152,7 +215,8 @@ class _NormGradient:
 
     def input(self, k: int, gradient: Tensor) -> Tensor:
         """Turn part k of the gradient at the output into that at the input."""
-        return torch.addcmul(self.c, self.inputs[k], self.b).addcmul_(gradient, self.a)
+        x = self.inputs[k]
+        return torch.addcmul(self.c, x, self.b).addcmul_(gradient, self.a).to(x.dtype)
 
 
 class _Sums:
@@ -170,8 +234,8 @@ class _Sums:
             total.add_(value)
 
 
-def _split(x: Tensor) -> Parts:
-    return list(x.contiguous(memory_format=torch.channels_last).split(FRAMES_AT_ONCE))
+def _split(x: Tensor, frames: int) -> Parts:
+    return list(x.contiguous(memory_format=torch.channels_last).split(frames))
 
 
 def _activate(stage: Stage, moments: Moments | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,47 +243,39 @@ def _activate(stage: Stage, moments: Moments | None, x: Tensor) -> tuple[Tensor,
     norm = stage.norm
     if not norm or not moments:
         return x, x
-    mean, variance = moments.mean.to(x.dtype), moments.variance.to(x.dtype)
+    mean, variance = (moment.to(norm.weight.dtype) for moment in moments[:2])
     normalised = F.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)
     return normalised, F.silu(normalised)
-
-
-def _convolve(stage: Stage, x: Tensor) -> Tensor:
-    convolution = stage.convolution
-    return x if convolution is None else convolution(x)
-
-
-def _convolve_back(stage: Stage, gradient: Tensor, x: Tensor, wanted: bool, sums: _Sums) -> Tensor:
-    """Return the gradient at the convolution's input x, if wanted; add its parameters' to sums."""
-    layer = stage.convolution
-    if layer is None:
-        return gradient
-    assert layer.bias is not None
-    leaving, *own = torch.ops.aten.convolution_backward(
-        gradient, x, layer.weight, layer.bias.shape, layer.stride, layer.padding, layer.dilation,
-        layer.transposed, layer.output_padding, layer.groups, (wanted, True, True),
-    )  # fmt: skip
-    sums.add(*own)
-    return leaving
 
 
 def _moments(parts: Parts) -> Moments:
     count = sum(part.numel() // part.shape[1] for part in parts)
     sums = _Sums()
     for part in parts:
-        sums.add(part.sum((0, 2, 3)).double(), _dot(part, part).double())
+        sums.add(_sum(part), _dot(part, part))
     mean, square = (total / count for total in sums.values)
     return Moments(mean, (square - mean.square()).clamp(min=0), count)
 
 
+def _sum(x: Tensor) -> Tensor:
+    """Sum x [N, channels, H, W] over all but channels: float64 [channels]."""
+    return x.sum((0, 2, 3), dtype=_at_least_float32(x)).double()
+
+
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Sum the product of x and y, [N, channels, H, W], over all but channels.
+    """Sum the product of x and y, [N, channels, H, W], over all but channels: float64 [channels].
 
     Through matrix products of all channels with all: far more multiplications than needed, and
     still faster than a product of that size that is written out and summed.
     """
-    x, y = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (x, y))  # [N, H W, channels]
-    return torch.bmm(x.transpose(1, 2), y).diagonal(dim1=1, dim2=2).sum(0)
+    x, y = (  # [N, H W, channels]
+        t.to(_at_least_float32(t)).permute(0, 2, 3, 1).flatten(1, 2) for t in (x, y)
+    )
+    return torch.bmm(x.transpose(1, 2), y).diagonal(dim1=1, dim2=2).sum(0).double()
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _update_running(norm: nn.BatchNorm2d, moments: Moments) -> None:

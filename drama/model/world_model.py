@@ -21,7 +21,6 @@ from drama.model.distributions import (
     straight_through,
 )
 from drama.model.nets import RGB, ConvolutionStack, Decoder, Encoder, Head, to_pixels
-from drama.model.parts import FRAMES_AT_ONCE
 from drama.model.sequence import SequenceModel, State, build
 from drama.settings import Settings
 
@@ -94,8 +93,13 @@ class WorldModel(nn.Module):
         """
         flat = frames.flatten(0, -4)  # [N, H, W, 3]
         whole = self.plain or self.training or flat.is_cuda
-        parts = flat.split(len(flat) if whole else FRAMES_AT_ONCE)
-        logits = torch.cat([self.encoder(to_pixels(part)) for part in parts])
+        at_once = self.encoder.backbone.frames_at_once
+        if whole or len(flat) <= at_once:
+            logits = self.encoder(to_pixels(flat))
+        else:
+            encode = self.encoder.folded()
+            parts = flat.split(at_once)
+            logits = torch.cat([encode(to_pixels(part)) for part in parts])
         return self._mixed(logits).reshape(*frames.shape[:-3], *self.latent_shape)
 
     def prior(self, d: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ than the GPU to run them. A recorded function runs at the GPU's own speed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,10 +33,18 @@ class Recorded:
         function: of tensors on one GPU, to a tensor there.
         device: that GPU.
         name: what to call it in errors.
+        pool: memory that recordings share, what `torch.cuda.graph_pool_handle` returns; only one
+            of them may run at a time.
     """
 
-    def __init__(self, function: Callable[..., Tensor], device: torch.device, name: str) -> None:
-        self.function, self.device, self.name = function, device, name
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        device: torch.device,
+        name: str,
+        pool: Any = None,
+    ) -> None:
+        self.function, self.device, self.name, self.pool = function, device, name, pool
         self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
@@ -70,7 +79,7 @@ class Recorded:
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads, such as the one that shows progress, may use the GPU meanwhile.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
             raise RecordingFailed(

@@ -41,6 +41,9 @@ TRAINING = "training.parquet"
 REPLAY = "replay"
 STATUS = "status.json"
 
+CHECKPOINT_SECONDS = 300.0
+"""What an interruption costs at most; a save takes a second or two."""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -49,14 +52,14 @@ class Runtime:
     Attributes:
         device: where tensors live.
         threads: CPU threads of PyTorch; the same number gives the same bytes.
-        checkpoint_every: agent steps between checkpoints.
+        checkpoint_every: agent steps between checkpoints; by default `CHECKPOINT_SECONDS` apart.
         plain: whether to take the plain path, which the fast one equals but for rounding.
         backend: of the sequence model, auto, torch or mamba_ssm; the plain path's is torch.
     """
 
     device: torch.device
     threads: int
-    checkpoint_every: int
+    checkpoint_every: int | None
     plain: bool = False
     backend: Backend = "auto"
 
@@ -104,6 +107,8 @@ class Trainer:
         )
         self.ring = RingTensors(self.buffer, runtime.device)
         self.learner = Learner(self.agent, settings, self.ring, runtime.device, plain=runtime.plain)
+        records = runtime.device.type == "cuda" and not runtime.plain
+        self.graph_memory = torch.cuda.graph_pool_handle() if records else None
         self.update_world_model = self.recorded(self.learner.update_world_model)
         self.update_behaviour = self.recorded(self.learner.update_behaviour)
         self.decide = self.recorded(self.agent.decide)
@@ -120,6 +125,7 @@ class Trainer:
         self.episode_length = 0
         self.frame, _ = self.environment.reset(seed=environment_seed)
         self.log_mark = (time.monotonic(), 0)
+        self.saved_at = time.monotonic()
         self.agent.eval()
 
     # --- the algorithm ---------------------------------------------------------------------------
@@ -148,7 +154,7 @@ class Trainer:
                     f"stopped at step {self.step} of {training.total_steps}; saved. "
                     "The same command goes on from here."
                 )
-            if self.step % self.runtime.checkpoint_every == 0:
+            if self.checkpoint_is_due():
                 self.save()
         self.shards.finish(self.buffer)
         self.save()
@@ -215,9 +221,9 @@ class Trainer:
 
     def recorded(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """Return the function as a CUDA graph, or as it is where there is none."""
-        if self.runtime.plain or self.runtime.device.type != "cuda":
+        if self.graph_memory is None:
             return function
-        return Recorded(function, self.runtime.device, function.__name__)
+        return Recorded(function, self.runtime.device, function.__name__, self.graph_memory)
 
     def tensors(self, *arrays: np.ndarray) -> list[torch.Tensor]:
         """Turn arrays into tensors from which the device copies without anyone waiting."""
@@ -265,6 +271,12 @@ class Trainer:
 
     # --- saving and going on ---------------------------------------------------------------------
 
+    def checkpoint_is_due(self) -> bool:
+        """Say whether it is time for the next checkpoint."""
+        if every := self.runtime.checkpoint_every:
+            return self.step % every == 0
+        return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
+
     def save(self) -> None:
         """Write tables and checkpoint, in this order, each as a whole.
 
@@ -278,6 +290,7 @@ class Trainer:
         self.training_table.write()
         self.episode_table.write()
         save_checkpoint(self.folder / CHECKPOINT, self.fingerprint, self.state_dict())
+        self.saved_at = time.monotonic()
 
     def not_finite(self) -> str | None:
         """Return the name of a parameter or buffer that holds NaN or infinity, if there is one."""

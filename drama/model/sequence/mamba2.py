@@ -54,9 +54,10 @@ def chunked_scan(
         y [B, L, H, P] and h after the last step [B, H, P, N].
     """
     outputs: list[Tensor] = []
-    for start in range(0, x.shape[1], chunk_length):
-        chunk = slice(start, start + chunk_length)
-        y, state = _scan_chunk(x[:, chunk], dt[:, chunk], a, b[:, chunk], c[:, chunk], state)
+    # Split once: each slice would have a gradient of the whole length, in all quadratic work.
+    parts = zip(*(tensor.split(chunk_length, 1) for tensor in (x, dt, b, c)), strict=True)
+    for x_part, dt_part, b_part, c_part in parts:
+        y, state = _scan_chunk(x_part, dt_part, a, b_part, c_part, state)
         outputs.append(y)
     return torch.cat(outputs, 1), state
 
