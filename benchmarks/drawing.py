@@ -134,7 +134,7 @@ def _updates(axis: Axes, found: list[Figure]) -> bool:
     """Bars: both paths, and the published code where it was timed."""
     figures = [f for f in found if f.part == "updates" and "path" in f.parameters]
     names = list(dict.fromkeys(f.name for f in figures if f.name != "together"))
-    bars = {"plain": look.OTHER, "fast": look.OURS}
+    bars = {"plain": look.OTHER, "fast": look.OURS, "fast, bfloat16": LIGHTER}
     heights = {(f.name, str(f.parameters["path"])): f.value for f in figures}
     for figure in found:
         if figure.part == "published" and figure.parameters.get("code") == "published":
