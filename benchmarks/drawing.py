@@ -131,20 +131,24 @@ def _imagination(axis: Axes, found: list[Figure]) -> bool:
 
 
 def _updates(axis: Axes, found: list[Figure]) -> bool:
-    """Bars: both paths, and the published code where it was timed."""
+    """Bars: every path, and the published code where it was timed."""
     figures = [f for f in found if f.part == "updates" and "path" in f.parameters]
     names = list(dict.fromkeys(f.name for f in figures if f.name != "together"))
-    bars = {"plain": look.OTHER, "fast": look.OURS, "fast, bfloat16": LIGHTER}
+    bars = {
+        "plain": (look.OTHER, 1.0),
+        "fast": (look.OURS, 1.0),
+        "fast, bfloat16": (look.OURS, 0.5),
+    }
     heights = {(f.name, str(f.parameters["path"])): f.value for f in figures}
     for figure in found:
         if figure.part == "published" and figure.parameters.get("code") == "published":
-            bars = {"published": look.DRAMA_COLOUR} | bars
+            bars = {"published": (look.DRAMA_COLOUR, 1.0)} | bars
             heights[figure.name, "published"] = figure.value
     width = 0.8 / len(bars)
-    for place, (kind, colour) in enumerate(bars.items()):
+    for place, (kind, (colour, alpha)) in enumerate(bars.items()):
         at = [index + (place - (len(bars) - 1) / 2) * width for index in range(len(names))]
         values = [heights.get((name, kind), 0.0) for name in names]
-        axis.bar(at, values, 0.9 * width, color=colour, label=kind)
+        axis.bar(at, values, 0.9 * width, color=colour, alpha=alpha, label=kind)
     if not names:
         return False
     axis.set_xticks(range(len(names)), [name.replace(" update", "\nupdate") for name in names])

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 from measuring import PRESETS, Figure, Timing, take_turns
+from torch.utils.flop_counter import FlopCounterMode
 
 from drama.behaviour.agent import Agent
 from drama.behaviour.imagination import imagine
@@ -105,6 +106,7 @@ def measure(device: torch.device, preset: str = "xs", rounds: int = ROUNDS) -> I
         updates.agent.world_model.choose_path(plain=plain)
         getattr(updates, part)()
 
+    yield from _operations(updates)
     works: dict[tuple[str, str], Callable[[], None]] = {
         (part, path): partial(work, part, path) for path in paths for part in PARTS
     }
@@ -129,3 +131,18 @@ def measure(device: torch.device, preset: str = "xs", rounds: int = ROUNDS) -> I
                 "updates", f"{name}, {path} over plain", {}, gain, "times as fast",
                 headline=f"{label}, {path} path over plain" if part == "together" else "",
             )  # fmt: skip
+
+
+def _operations(updates: Updates) -> Iterator[Figure]:
+    """Yield the operations of matrix products and convolutions, counted while they are done."""
+    counts: dict[str, float] = {}
+    for part, name in PARTS.items():
+        with FlopCounterMode(display=False) as counter:
+            getattr(updates, part)()
+        counts[name] = counter.get_total_flops() / 1e12
+    counts["together"] = sum(counts.values())
+    for name, count in counts.items():
+        yield Figure(
+            "updates", f"{name}, operations", {}, count, "TFLOP",
+            headline="operations of one update of everything" if name == "together" else "",
+        )  # fmt: skip

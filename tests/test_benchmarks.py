@@ -154,6 +154,27 @@ def test_updates_are_timed_on_both_paths() -> None:
         parts = ("world-model update", "imagination", "behaviour update")
         assert taken["together"] == pytest.approx(sum(taken[part] for part in parts))
     assert named(found, "together, fast over plain")
+    assert named(found, "behaviour update, operations")[0].value == pytest.approx(
+        behaviour_operations() / 1e12
+    )
+
+
+def behaviour_operations() -> int:
+    """Critic and actor forward and back, the slow critic forward; two a multiplication."""
+    settings = load_preset("quick").settings()
+    model, behaviour = settings.world_model, settings.behaviour
+    state = model.categoricals * model.classes + settings.sequence_model.width
+
+    def products(hidden: int, outputs: int) -> tuple[int, int]:
+        """Of a row forward, and of the first layer alone, whose input needs no gradient."""
+        between = (behaviour.layers - 1) * hidden * hidden
+        return state * hidden + between + hidden * outputs, state * hidden
+
+    rows = behaviour.contexts * behaviour.horizon
+    critic, critic_first = products(behaviour.critic_hidden, model.bins)
+    actor, actor_first = products(behaviour.actor_hidden, updates.ACTIONS)
+    critics = (rows + behaviour.contexts) * (4 * critic - critic_first)
+    return 2 * (critics + rows * (3 * actor - actor_first))
 
 
 def test_imagination_is_timed_along_both_axes() -> None:
