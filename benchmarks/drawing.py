@@ -21,8 +21,7 @@ Line = list[tuple[float, float]]
 
 def draw(path: Path, parts: Mapping[str, Measured]) -> None:
     """Write the picture as SVG, which also has a dark variant."""
-    # The report's own helpers: one look throughout.
-    with look._style():
+    with look.report_style():
         write_text(path, picture(parts))
 
 
@@ -32,7 +31,7 @@ def picture(parts: Mapping[str, Measured]) -> str:
     canvas = Canvas(figsize=(9.6, 5.6))
     newest = max((part.machine for part in parts.values()), key=lambda machine: machine.date)
     title = f"{newest.device}, {newest.date}"
-    look._title(canvas, title, None)
+    look.add_title(canvas, title, None)
     axes = canvas.subplots(2, 3)
     canvas.subplots_adjust(0.06, 0.08, 0.985, 0.89, hspace=0.4, wspace=0.3)
     panels: list[tuple[str, Callable[[Axes, list[Figure]], bool]]] = [
@@ -49,8 +48,8 @@ def picture(parts: Mapping[str, Measured]) -> str:
             axis.grid(False)
             axis.set_xticks([])
             axis.set_yticks([])
-            look._no_data(axis, "not measured")
-    return look._svg(canvas, title)
+            look.say_no_data(axis, "not measured")
+    return look.as_svg(canvas, title)
 
 
 def _pick(found: list[Figure], part: str, name: str) -> list[Figure]:

@@ -9,9 +9,9 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ STATUS = "status.json"
 SUPERSEDED = "superseded"
 ARTIFACTS = ("checkpoint.parquet", "episodes.parquet", "training.parquet", "replay/part-*.parquet")
 VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "pyarrow")
+KERNELS = ("mamba-ssm", "causal-conv1d", "triton")
+"""Of the sequence backend mamba_ssm; only the CUDA image has them."""
 
 CHANGES = ("status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
 """Git's arguments for what differs in a folder; what Python compiles there is no change."""
@@ -193,7 +195,12 @@ def write_record(
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a result may depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONED}
+    installed = {"python": platform.python_version()}
+    installed |= {name: version(name) for name in VERSIONED}
+    for name in KERNELS:
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
 
 
 def git_commit() -> str | None:

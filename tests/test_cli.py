@@ -289,7 +289,12 @@ def test_plan_train_evaluate_say_what_they_made(
     [
         (["--at-least", "0.9"], 1, ["ok     Catch8 seed 0", "MISSED Catch8 seed 1"]),
         (["--at-least", "0.5"], 0, ["ok     Catch8 seed 0", "ok     Catch8 seed 1"]),
-        (["--below", "0.9"], 1, ["MISSED Catch8 seed 0", "ok     Catch8 seed 1"]),
+        (
+            ["--mean-below", "0.7"],
+            1,
+            ["ok     Catch8 seed 0", "MISSED all runs: mean return 0.700"],
+        ),
+        (["--mean-below", "0.71"], 0, ["ok     all runs: mean return 0.700"]),
     ],
 )
 def test_check_holds_every_run_to_its_bound(
@@ -304,6 +309,6 @@ def test_check_holds_every_run_to_its_bound(
 
 def test_check_asks_for_a_bound_and_a_report(drama: Command, tmp_path: Path) -> None:
     assert drama("check", str(tmp_path))[0] == 2
-    code, _, errors = drama("check", str(tmp_path), "--below", "1")
+    code, _, errors = drama("check", str(tmp_path), "--mean-below", "1")
     assert code == 1
     assert "scores.parquet" in errors and "drama report" in errors

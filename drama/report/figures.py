@@ -83,7 +83,7 @@ def draw(
     `label` stands in each figure beside its title and says what these runs are not; None for a
     full protocol run. Raises ReportError when a run's curves cannot be read.
     """
-    with _style():
+    with report_style():
         scored = [game for game in games if game.human_normalised_score is not None]
         if scored and aggregates is not None:
             yield "aggregates.svg", aggregates_figure(scored, baselines, aggregates, label)
@@ -108,7 +108,7 @@ def aggregates_figure(
     height = 1.3 + 0.2 * rows
     figure = Figure(figsize=(9.6, height))
     title = f"Human-normalised aggregates over {count(len(names), 'game')}"
-    _title(figure, title, label)
+    add_title(figure, title, label)
     axes = figure.subplots(1, 4, sharey=True)
     figure.subplots_adjust(0.125, 0.42 / height, 0.985, 1 - 0.78 / height, wspace=0.12)
     for axis, (key, heading) in zip(axes, AGGREGATES, strict=True):
@@ -135,7 +135,7 @@ def aggregates_figure(
     axes[0].set_yticks(range(rows), ["These runs", *(method_name(name) for name, _ in published)])
     axes[0].set_ylim(rows - 0.4, -0.6)
     _emphasise(axes[0].get_yticklabels())
-    return _svg(figure, title)
+    return as_svg(figure, title)
 
 
 def scores_figure(games: Sequence[GameScore], baselines: Baselines, label: str | None) -> str:
@@ -144,7 +144,7 @@ def scores_figure(games: Sequence[GameScore], baselines: Baselines, label: str |
     height = 1.35 + 0.23 * len(ordered)
     figure = Figure(figsize=(9.6, height))
     title = "Human-normalised score per game"
-    _title(figure, title, label)
+    add_title(figure, title, label)
     axis = figure.subplots()
     figure.subplots_adjust(0.125, 0.42 / height, 0.93, 1 - 0.82 / height)
     drawn = [0.0, 1.0]
@@ -171,7 +171,7 @@ def scores_figure(games: Sequence[GameScore], baselines: Baselines, label: str |
     _legend(figure, height, [("o", OURS, OURS, "these runs, mean over seeds"),
                              ("seed", OURS, OURS, "one seed"),
                              ("D", DRAMA_COLOUR, "none", "Drama as published")])  # fmt: skip
-    return _svg(figure, title)
+    return as_svg(figure, title)
 
 
 def returns_figure(game: GameScore, baselines: Baselines, label: str | None) -> str:
@@ -182,7 +182,7 @@ def returns_figure(game: GameScore, baselines: Baselines, label: str | None) -> 
         curves.append((columns["step"], columns["episode_return"]))
     end = float(max(run.steps for run in game.runs))
     figure = Figure(figsize=(4.7, 2.9))
-    _title(figure, game.game, label, size=10)
+    add_title(figure, game.game, label, size=10)
     axis = figure.add_axes((0.115, 0.15, 0.67, 0.68))
     values = [run.mean_return for run in game.runs]
     for steps, returns in curves:
@@ -204,8 +204,8 @@ def returns_figure(game: GameScore, baselines: Baselines, label: str | None) -> 
     axis.set_ylabel("episode return")
     _reference_lines(axis, game.game, baselines, np.array(values))
     if not any(steps.size for steps, _ in curves):
-        _no_data(axis, "no finished training episode")
-    return _svg(figure, f"Training returns in {game.game}")
+        say_no_data(axis, "no finished training episode")
+    return as_svg(figure, f"Training returns in {game.game}")
 
 
 def losses_figure(game: GameScore, label: str | None) -> str:
@@ -214,7 +214,7 @@ def losses_figure(game: GameScore, label: str | None) -> str:
     tables = [read_curve(run, "training.parquet", names) for run in game.runs]
     end = float(max(run.steps for run in game.runs))
     figure = Figure(figsize=(9.6, 4.3))
-    _title(figure, f"{game.game}: losses, entropy, return scale", label)
+    add_title(figure, f"{game.game}: losses, entropy, return scale", label)
     axes = figure.subplots(2, 3, sharex=True)
     figure.subplots_adjust(0.06, 0.1, 0.985, 0.84, hspace=0.32, wspace=0.2)
     for axis, (name, heading) in zip(axes.flat, LOSSES, strict=True):
@@ -230,10 +230,10 @@ def losses_figure(game: GameScore, label: str | None) -> str:
         axis.set_title(heading, fontsize=8.5, color=INK, loc="left", pad=5)
         axis.set_xlim(0, end)
         if not curves:
-            _no_data(axis, "not recorded")
+            say_no_data(axis, "not recorded")
     for axis in axes[1]:
         _steps_axis(axis, "agent steps")
-    return _svg(figure, f"Losses in {game.game}")
+    return as_svg(figure, f"Losses in {game.game}")
 
 
 def thin(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
@@ -318,7 +318,7 @@ def _reference_lines(axis: Axes, game: str, baselines: Baselines, values: np.nda
                   ha="right", va="bottom", color=MUTED, size=7.5)  # fmt: skip
 
 
-def _style() -> AbstractContextManager[None]:
+def report_style() -> AbstractContextManager[None]:
     """This module's look on matplotlib's own defaults, whatever the reader's matplotlibrc says."""
     settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
     # rc_context would not put it back, and writing SVG needs none.
@@ -380,7 +380,7 @@ def _finite(steps: np.ndarray, values: np.ndarray) -> Curve:
     return steps[known], values[known]
 
 
-def _no_data(axis: Axes, text: str) -> None:
+def say_no_data(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color=MUTED)
 
 
@@ -404,7 +404,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _title(figure: Figure, text: str, label: str | None, size: float = 11) -> None:
+def add_title(figure: Figure, text: str, label: str | None, size: float = 11) -> None:
     inch = 1 / figure.get_figheight()
     left = 0.06 / figure.get_figwidth()
     figure.text(left, 1 - 0.1 * inch, text, size=size, weight="bold", va="top")
@@ -435,7 +435,7 @@ def _legend(figure: Figure, height: float, entries: list[tuple[str, str, str, st
     )  # fmt: skip
 
 
-def _svg(figure: Figure, description: str) -> str:
+def as_svg(figure: Figure, description: str) -> str:
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True,
