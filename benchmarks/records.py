@@ -169,12 +169,13 @@ def table(name: str, part: Measured) -> Table:
     return shown
 
 
-def markdown(devices: Sequence[Mapping[str, Measured]]) -> str:
+def markdown(devices: Sequence[Mapping[str, Measured]], wanted: Sequence[str] = ()) -> str:
     """Return the README's table: a row per headline, value and ratio for each device.
 
     Args:
         devices: what was measured on each, parts in the order wanted; where none of them is a GPU,
             its cells stay empty.
+        wanted: headlines that have a row though nobody has measured them yet.
     """
     devices = sorted((parts for parts in devices if parts), key=_kind)
     columns = [{f.headline: f for f in _headlines(parts)} for parts in devices]
@@ -182,7 +183,8 @@ def markdown(devices: Sequence[Mapping[str, Measured]]) -> str:
     if "cuda" not in map(_kind, devices):
         columns.append({})
         names.append("GPU")
-    rows = list(dict.fromkeys(headline for column in columns for headline in column))
+    measured = (headline for column in columns for headline in column)
+    rows = list(dict.fromkeys([*measured, *wanted]))
     lines = [
         "| what | " + " | ".join(f"{name} | ratio" for name in names) + " |",
         "|---" + "|---:" * 2 * len(names) + "|",

@@ -35,6 +35,9 @@ STEP_LIMIT = 10.0
 MEMORY_LIMIT = 8 * 1024
 """MiB on a GPU."""
 FINGERPRINT = "benchmark"
+STEP_HEADLINE = "one agent step, preset {preset}, {path}"
+MEMORY_HEADLINE = "memory reserved on the GPU, {path}"
+RUNS_HEADLINE = "runs on one GPU: {runs}, steps of all"
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,14 @@ class Points:
     equal: int = 6
     side_by_side: tuple[int, ...] = (1, 2, 4, 8)
     profile_folder: Path = ROOT / "benchmarks" / "results"
+
+
+def headlines(points: Points | None = None) -> list[str]:
+    """Return the rows that the README's table has for a GPU, measured or not."""
+    points = points or Points()
+    steps = [STEP_HEADLINE.format(preset=points.preset, path=path) for path in ("plain", "fast")]
+    runs = [RUNS_HEADLINE.format(runs=runs) for runs in points.side_by_side]
+    return [*steps, MEMORY_HEADLINE.format(path="fast"), *runs]
 
 
 class Run:
@@ -200,6 +211,7 @@ def measure(device: torch.device, points: Points | None = None) -> Iterator[Figu
             yield Figure(
                 "training", "reserved on the GPU", {"path": name},
                 torch.cuda.max_memory_reserved(device) / MIB, "MiB", limit=MEMORY_LIMIT,
+                headline=MEMORY_HEADLINE.format(path=name) if name == "fast" else "",
             )  # fmt: skip
             torch.cuda.empty_cache()
     yield from _side_by_side(device, points)
@@ -217,7 +229,7 @@ def _times(name: str, run: Run, points: Points) -> Iterator[Figure]:
     yield Figure(
         "training", "step", {"path": name}, milliseconds, "ms",
         limit=STEP_LIMIT if run.device.type == "cuda" and name == "fast" else None,
-        headline=f"one agent step, preset {points.preset}, {name}",
+        headline=STEP_HEADLINE.format(preset=points.preset, path=name),
     )  # fmt: skip
     for phase, seconds in run.time_phases(max(1, points.steps // 4)).items():
         yield Figure("training", phase, {"path": name}, 1000 * seconds, "ms")
@@ -258,5 +270,5 @@ def _side_by_side(device: torch.device, points: Points) -> Iterator[Figure]:
             speed = sum(future.result() for future in work)
         yield Figure(
             "training", "steps of all runs", {"runs": runs}, speed, "steps/s",
-            headline=f"runs on one device: {runs}, steps of all a second",
+            headline=RUNS_HEADLINE.format(runs=runs),
         )  # fmt: skip

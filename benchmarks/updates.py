@@ -116,20 +116,20 @@ def measure(device: torch.device, preset: str = "xs", rounds: int = ROUNDS) -> I
             sum(timings[part, path].seconds for part in PARTS),
             sum(timings[part, path].reference for part in PARTS) / len(PARTS),
         )
+    whole = f"one update of everything, preset {preset}"
     for part, name in {**PARTS, "together": "together"}.items():
-        label = "one update of everything" if part == "together" else name
         for path in paths:
             timing = timings[part, path]
             yield Figure(
                 "updates", name, {"path": path}, timing.seconds, "s", timing.ratio,
-                headline=f"{label}, preset {preset}, {path} path" if path != "plain" else "",
+                headline=f"{whole}, {path} path" if part == "together" else "",
             )  # fmt: skip
             if path == "plain":
                 continue
             gain = timings[part, "plain"].seconds / timing.seconds
             yield Figure(
                 "updates", f"{name}, {path} over plain", {}, gain, "times as fast",
-                headline=f"{label}, {path} path over plain" if part == "together" else "",
+                headline=f"{whole}, {path} path over plain" if part == "together" else "",
             )  # fmt: skip
 
 

@@ -291,6 +291,16 @@ def test_the_readmes_table_has_a_row_per_headline_and_empty_cells_without_a_gpu(
     assert lines[2:] == ["| the work | 1.23 s | 5.6 |  |  |"]
 
 
+def test_what_a_gpu_is_wanted_for_has_a_row_before_one_was_at_hand() -> None:
+    """And they are the names under which it is measured."""
+    points = training.Points(preset="quick", stored=100, warm=1, steps=1, equal=1, side_by_side=())
+    wanted = training.headlines(points)
+    here = {figure.headline for figure in training.measure(CPU, points)}
+    assert [row for row in wanted if row not in here] == ["memory reserved on the GPU, fast"]
+    table = records.markdown([measured(seconds("work", 1.0, 2.0, "the work"))], wanted)
+    assert f"| {wanted[0]} |  |  |  |  |" in table
+
+
 def test_a_gpus_cells_are_filled_when_it_was_measured() -> None:
     on_cpu = measured(seconds("a", 1.0, 5.0, "the work"))
     fast = Figure("a", "work", {}, 0.5, "s", 4.0, headline="the work")
