@@ -16,6 +16,7 @@ def cluster_project(root: Path, image: Path, seeds: list[int]) -> Project:
     """Copy the project, with its cluster profile adapted by editing the three marked lines.
 
     Runs are long enough to be disturbed: they save at step 2000, after random play, and then learn.
+    The first five minutes, after which they would save by themselves, they never reach.
     """
     project = copy_sources(root)
     (root / "cluster").symlink_to("workflow/profiles/cluster")
@@ -24,6 +25,8 @@ def cluster_project(root: Path, image: Path, seeds: list[int]) -> Project:
     )
     project.replace("config/presets/tiny.yaml", "total_steps: 160", "total_steps: 3000")
     project.replace("config/presets/tiny.yaml", "random_steps: 40", "random_steps: 1990")
+    threads = "--threads {threads}"
+    project.replace("workflow/rules/train.smk", threads, f"{threads} --checkpoint-every 2000")
     adapt(root / "workflow/profiles/cluster/config.yaml")
     lend_image(root, image)
     return project
