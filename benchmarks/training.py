@@ -21,20 +21,20 @@ from typing import Any
 
 import torch
 from measuring import MIB, PRESETS, ROOT, Figure, device_name, slug, synchronise
+from scaling.memory import FINGERPRINT, new_run
 from scaling.replay import fill
 from torch.profiler import ProfilerActivity, profile
 
 from drama.config import load_preset
 from drama.model.sequence import kernels
-from drama.settings import Backend, Recipe
-from drama.training.loop import STATUS, Runtime, Trainer
+from drama.settings import Backend
+from drama.training.loop import STATUS, Runtime
 from drama.training.progress import Reporter, Status
 
 STEP_LIMIT = 10.0
 """Milliseconds a step on a GPU of the H200's class."""
 MEMORY_LIMIT = 8 * 1024
 """MiB on a GPU."""
-FINGERPRINT = "benchmark"
 STEP_HEADLINE = "one agent step, preset {preset}, {path}"
 MEMORY_HEADLINE = "memory reserved on the GPU, {path}"
 RUNS_HEADLINE = "runs on one GPU: {runs}, steps of all"
@@ -110,24 +110,20 @@ class Run:
     def __init__(
         self, points: Points, variant: Variant, device: torch.device, folder: Path
     ) -> None:
-        settings = load_preset(points.preset, folder=PRESETS).settings()
-        recipe = Recipe(
-            format=1, preset=points.preset, game=points.game, seed=0, settings=settings, code="",
-            runtime="",
-        )  # fmt: skip
         runtime = Runtime(
             device, torch.get_num_threads(), None, plain=variant.plain, backend=variant.backend
         )
         self.device = device
-        self.trainer = trainer = Trainer(recipe, FINGERPRINT, folder, runtime)
+        self.trainer = trainer = new_run(points.preset, points.game, folder, runtime)
         if variant.compiled:
             model = trainer.agent.world_model
             for part in (model.encoder, model.decoder, model.sequence):
                 part.compile()
         for _ in fill(trainer.buffer, points.stored):
             trainer.ring.follow()
-        trainer.step = max(points.stored, settings.training.random_steps)
-        status = Status.resumed(folder / STATUS, FINGERPRINT, settings.training.total_steps)
+        training = trainer.settings.training
+        trainer.step = max(points.stored, training.random_steps)
+        status = Status.resumed(folder / STATUS, FINGERPRINT, training.total_steps)
         self.reporter = Reporter("benchmark", status, folder / STATUS)
         self.phases: dict[str, Callable[[], None]] = {
             "act and store": partial(trainer.act_and_store, self.reporter),

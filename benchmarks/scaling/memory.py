@@ -39,13 +39,13 @@ class Points:
     game: str = "Pong"
 
 
-def new_run(preset: str, game: str, folder: Path, device: torch.device, threads: int) -> Trainer:
+def new_run(preset: str, game: str, folder: Path, runtime: Runtime) -> Trainer:
     """Return a run at its start, with an empty replay memory."""
     settings = load_preset(preset, folder=PRESETS).settings()
     recipe = Recipe(
         format=1, preset=preset, game=game, seed=0, settings=settings, code="", runtime=""
     )
-    return Trainer(recipe, FINGERPRINT, folder, Runtime(device, threads, checkpoint_every=1))
+    return Trainer(recipe, FINGERPRINT, folder, runtime)
 
 
 def follow_run(preset: str, game: str, device: str, threads: int) -> dict[str, int]:
@@ -54,7 +54,7 @@ def follow_run(preset: str, game: str, device: str, threads: int) -> dict[str, i
     held = {"libraries": resident()}
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        run = new_run(preset, game, folder, place, threads)
+        run = new_run(preset, game, folder, Runtime(place, threads, checkpoint_every=None))
         held["agent and optimisers"] = resident()
         # The step below leaves one to go: with it, the last shard would be written and gone.
         for _ in fill(run.buffer, run.buffer.capacity - 2):

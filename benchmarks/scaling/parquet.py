@@ -22,7 +22,7 @@ from drama.env import make
 from drama.replay.buffer import Columns, ReplayBuffer, Transition
 from drama.replay.shards import ROWS_PER_SHARD, ShardWriter, iterate_shards
 from drama.settings import EnvironmentSettings
-from drama.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Trainer
+from drama.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Runtime, Trainer
 from scaling.memory import new_run
 
 GAMES = ("Pong", "Boxing", "Krull", "KungFuMaster")
@@ -136,8 +136,8 @@ def _measure_replay(
 def _measure_checkpoints(tail: Columns, points: Points, device: torch.device) -> Iterator[Figure]:
     """Yield what a save takes whose checkpoint holds these transitions, and its share of a run."""
     with TemporaryDirectory() as scratch:
-        threads = torch.get_num_threads()
-        run = new_run(points.preset, points.games[0], Path(scratch), device, threads)
+        runtime = Runtime(device, torch.get_num_threads(), checkpoint_every=None)
+        run = new_run(points.preset, points.games[0], Path(scratch), runtime)
         run.buffer.extend(tail)
         wear(run)
         saving = take_turns({"save": run.save}, CPU, points.rounds)["save"]
