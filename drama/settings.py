@@ -45,6 +45,12 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd, so that a pixel lies in its middle")
+    return value
+
+
 class EnvironmentSettings(Frozen):
     """How a game is played (Atari100k protocol)."""
 
@@ -100,7 +106,8 @@ class WorldModelSettings(Frozen):
     """Encoder, decoder, latent and heads of the world model, and how it is trained."""
 
     channels: Widths
-    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(min_length=1)]
+    kernel: Annotated[int, Field(ge=1, le=15), AfterValidator(_odd)]
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)]
     categoricals: Size
     classes: Annotated[int, Field(ge=2, le=65_536)]
     uniform_mix: Rate

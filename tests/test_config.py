@@ -253,6 +253,7 @@ WRONG_SETTINGS = [
     ("{behaviour: {contexts: 38}}", [GAME + "behaviour.contexts = 38", "41", "40"]),
     ("{replay: {capacity: 7}}", [GAME + "replay.capacity = 7", "sequence_length = 8"]),
     ("{world_model: {strides: [4, 2]}}", [GAME + "world_model.strides = [4, 2]", "(2)", "(3)"]),
+    ("{world_model: {kernel: 4}}", [GAME + "world_model.kernel = 4", "odd"]),
     ("{world_model: {strides: [3, 2, 2]}}", ["strides, 12, must divide", "image_size = 64"]),
     ("{environment: {image_size: 60}}", [GAME + "environment.image_size = 60", "strides, 16"]),
     ("{sequence_model: {head_width: 48}}", [GAME + "sequence_model.head_width = 48", "64"]),

@@ -12,6 +12,7 @@ from torch import nn
 from drama.model.nets import (
     Decoder,
     Encoder,
+    Enlarge,
     Head,
     RMSNorm,
     glorot_truncated_,
@@ -49,7 +50,7 @@ def test_pixels_by_hand() -> None:
 
 
 def test_xs_encoder_layers() -> None:
-    encoder = Encoder(64, XS_CHANNELS, XS_STRIDES, 32, 32)
+    encoder = Encoder(64, XS_CHANNELS, 5, XS_STRIDES, 32, 32)
     assert convolutions(encoder) == [
         (3, 16, 5, 1, 2),
         (16, 32, 5, 2, 2),
@@ -62,7 +63,7 @@ def test_xs_encoder_layers() -> None:
 
 
 def test_xs_decoder_layers() -> None:
-    decoder = Decoder(64, XS_CHANNELS, XS_STRIDES, 1024)
+    decoder = Decoder(64, XS_CHANNELS, 5, XS_STRIDES, 1024)
     assert (decoder.features.in_features, decoder.features.out_features) == (1024, 1024)
     assert convolutions(decoder) == [
         (64, 64, 5, 2, 2),
@@ -71,28 +72,61 @@ def test_xs_decoder_layers() -> None:
         (32, 16, 5, 2, 2),
         (16, 3, 5, 1, 2),
     ]
-    block = ["ConvTranspose2d", "BatchNorm2d", "SiLU"]
-    expected = ["BatchNorm2d", "SiLU", *4 * block, "ConvTranspose2d"]
+    block = ["Enlarge", "BatchNorm2d", "SiLU"]
+    expected = ["BatchNorm2d", "SiLU", *4 * block, "Enlarge"]
     assert kinds(decoder.backbone) == expected
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "strides"),
-    [(64, (4, 4, 4, 4, 4), XS_STRIDES), (64, (2, 3, 5), (4, 2, 2)), (16, (3,), (4,))],
+    ("size", "channels", "kernel", "strides"),
+    [
+        (64, (4, 4, 4, 4, 4), 5, XS_STRIDES),
+        (64, (2, 3, 5), 5, (4, 2, 2)),
+        (16, (3,), 5, (4,)),
+        (64, (4, 6), 3, (8, 2)),
+        (48, (4, 6, 2), 3, (4, 3, 1)),
+    ],
 )
 def test_decoder_mirrors_encoder(
-    size: int, channels: tuple[int, ...], strides: tuple[int, ...]
+    size: int, channels: tuple[int, ...], kernel: int, strides: tuple[int, ...]
 ) -> None:
     frames = torch.rand(2, 3, size, size)
-    logits = Encoder(size, channels, strides, 3, 5)(frames)
+    logits = Encoder(size, channels, kernel, strides, 3, 5)(frames)
     assert logits.shape == (2, 3, 5)
-    decoded = Decoder(size, channels, strides, 15)(logits.flatten(1))
+    decoded = Decoder(size, channels, kernel, strides, 15)(logits.flatten(1))
     assert decoded.shape == frames.shape
     assert decoded.min() > 0 and decoded.max() < 1
 
 
+def test_a_stride_beyond_the_kernel_takes_whole_patches() -> None:
+    """Each patch of 8x8 pixels is seen by one place of the output, and by no other."""
+    first = Encoder(32, (4,), 3, (8,), 2, 3).backbone[0]
+    frame = torch.zeros(1, 3, 32, 32)
+    still = first(frame)
+    for row, column in ((0, 0), (7, 15), (31, 31), (8, 23)):
+        shown = frame.clone()
+        shown[0, :, row, column] = 1
+        changed = (first(shown) != still).any(1)[0].nonzero().tolist()
+        assert changed == [[row // 8, column // 8]]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 8), (1, 2), (3, 3), (5, 2)])
+def test_enlarging_by_a_product_is_the_transposed_convolution(kernel: int, stride: int) -> None:
+    layer = Enlarge(5, 3, kernel, stride).double()
+    nn.init.normal_(layer.bias)
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
+    results = []
+    for layer.as_product in (False, True):
+        y = layer(x)
+        weights = torch.arange(y.numel(), dtype=torch.float64).view_as(y).sin()
+        wanted = [x, layer.weight, layer.bias]
+        results.append([y, *torch.autograd.grad((y * weights).sum(), wanted)])
+    assert results[0][0].shape == (2, 3, 4 * stride, 6 * stride)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+
+
 def test_each_frame_is_encoded_alone_when_not_training() -> None:
-    encoder = Encoder(16, (4, 4), (2, 2), 2, 3).eval()
+    encoder = Encoder(16, (4, 4), 5, (2, 2), 2, 3).eval()
     frames = torch.rand(5, 3, 16, 16)
     alone = torch.cat([encoder(frame[None]) for frame in frames])
     torch.testing.assert_close(encoder(frames), alone)
@@ -111,8 +145,8 @@ def test_truncated_normal_has_the_variance_it_names() -> None:
 @pytest.mark.parametrize("module", ["encoder", "decoder"])
 def test_convolutions_start_glorot_with_zero_biases(module: str) -> None:
     net = {
-        "encoder": Encoder(64, XS_CHANNELS, XS_STRIDES, 2, 2),
-        "decoder": Decoder(64, XS_CHANNELS, XS_STRIDES, 4),
+        "encoder": Encoder(64, XS_CHANNELS, 5, XS_STRIDES, 2, 2),
+        "decoder": Decoder(64, XS_CHANNELS, 5, XS_STRIDES, 4),
     }[module]
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):

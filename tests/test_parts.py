@@ -18,11 +18,11 @@ TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}  # float64
 
 
 def encoder() -> ConvolutionStack:
-    return Encoder(SIZE, CHANNELS, STRIDES, *LATENT).backbone
+    return Encoder(SIZE, CHANNELS, 5, STRIDES, *LATENT).backbone
 
 
 def decoder() -> ConvolutionStack:
-    return Decoder(SIZE, CHANNELS, STRIDES, LATENT[0] * LATENT[1]).backbone
+    return Decoder(SIZE, CHANNELS, 5, STRIDES, LATENT[0] * LATENT[1]).backbone
 
 
 def random_stack(make: Callable[[], ConvolutionStack]) -> ConvolutionStack:
@@ -137,7 +137,7 @@ def test_the_largest_activation() -> None:
     xs = largest_activation(64, [16, 32, 48, 64, 64], [1, 2, 2, 2, 2])
     assert xs == 16 * 64 * 64
     assert largest_activation(64, [4, 64], [4, 1]) == 64 * 16 * 16
-    assert Encoder(64, [16, 32], [1, 2], 2, 2).backbone.frames_at_once == 16
+    assert Encoder(64, [16, 32], 5, [1, 2], 2, 2).backbone.frames_at_once == 16
 
 
 def test_layers_that_form_no_stage_are_refused() -> None:

@@ -6,13 +6,15 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from drama.model.parts import PART_VALUES, PARTS_THAT_PAY, folded, train_in_parts
 
-KERNEL = 5
 RGB = 3
 NORM_EPSILON = 1e-5
 """For every RMSNorm: PyTorch's default depends on the dtype, 8e-3 under bfloat16."""
@@ -50,6 +52,19 @@ def initialise_linear(layer: nn.Linear) -> None:
     nn.init.zeros_(layer.bias)
 
 
+class _GradientChannelsLast(torch.autograd.Function):
+    """Identity, whose gradient lies in memory as convolutions of channels-last weights want it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)
+
+
 class ConvolutionStack(nn.Sequential):
     """Convolutions, each batch norm followed by SiLU, in order.
 
@@ -71,9 +86,57 @@ class ConvolutionStack(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers to x [N, channels, H, W]."""
         pays = len(x) > PARTS_THAT_PAY * self.frames_at_once
-        if self.in_parts and self.training and x.device.type == "cpu" and pays:
+        if not self.in_parts or x.device.type != "cpu":
+            return super().forward(x)
+        if self.training and pays:
             return train_in_parts(list(self), x, self.frames_at_once)
-        return super().forward(x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return _GradientChannelsLast.apply(super().forward(x))
+
+
+def kernel_and_padding(kernel: int, stride: int) -> tuple[int, int]:
+    """Return a convolution's kernel size and padding, which shrink a picture `stride` times.
+
+    Where the stride is larger than the kernel, the patches that it looks at would leave gaps: then
+    it looks at the whole of each patch of stride x stride pixels, without overlap.
+    """
+    return (kernel, kernel // 2) if kernel >= stride else (stride, 0)
+
+
+class Enlarge(nn.ConvTranspose2d):
+    """The transposed convolution that undoes the size of one of the encoder's.
+
+    Args:
+        before: channels that go in.
+        after: channels that come out.
+        kernel: odd; see `kernel_and_padding`.
+        stride: how many times larger the picture becomes.
+
+    Attributes:
+        as_product: whether to compute patches that do not overlap as one matrix product, which on a
+            CPU is several times as fast; rounding aside, the same.
+    """
+
+    def __init__(self, before: int, after: int, kernel: int, stride: int) -> None:
+        size, padding = kernel_and_padding(kernel, stride)
+        super().__init__(
+            before, after, size, stride, padding, output_padding=stride - size + 2 * padding
+        )
+        self.as_product = False
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Enlarge x [N, before, H, W] to [N, after, stride H, stride W]."""
+        if not self.as_product or self.padding != (0, 0) or x.device.type != "cpu":
+            return super().forward(x, output_size)
+        assert self.bias is not None
+        side = self.stride[0]
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [side side after, before]
+        bias = self.bias.repeat(side * side)
+        patches = F.linear(x.permute(0, 2, 3, 1), weight, bias)  # [N, H, W, side side after]
+        rows = patches.unflatten(-1, (side, side * self.out_channels)).transpose(2, 3)
+        height, width = x.shape[2] * side, x.shape[3] * side
+        picture = rows.reshape(len(x), height, width, self.out_channels)
+        return picture.permute(0, 3, 1, 2)
 
 
 class Encoder(nn.Module):
@@ -82,6 +145,7 @@ class Encoder(nn.Module):
     Args:
         image_size: height and width of a frame, pixels.
         channels: output channels of each convolution, outermost first.
+        kernel: of each convolution; see `kernel_and_padding`.
         strides: stride of each convolution.
         categoricals: K.
         classes: C.
@@ -91,6 +155,7 @@ class Encoder(nn.Module):
         self,
         image_size: int,
         channels: Sequence[int],
+        kernel: int,
         strides: Sequence[int],
         categoricals: int,
         classes: int,
@@ -99,7 +164,8 @@ class Encoder(nn.Module):
         self.latent_shape = (categoricals, classes)
         layers: list[nn.Module] = []
         for before, after, stride in zip((RGB, *channels), channels, strides, strict=False):
-            convolution = nn.Conv2d(before, after, KERNEL, stride, padding=KERNEL // 2)
+            size, padding = kernel_and_padding(kernel, stride)
+            convolution = nn.Conv2d(before, after, size, stride, padding)
             _initialise_convolution(convolution)
             layers += [convolution, nn.BatchNorm2d(after), nn.SiLU()]
         self.backbone = ConvolutionStack(layers, largest_activation(image_size, channels, strides))
@@ -133,12 +199,18 @@ class Decoder(nn.Module):
     Args:
         image_size: height and width of a frame, pixels.
         channels: the encoder's channels, outermost first.
+        kernel: the encoder's.
         strides: the encoder's strides.
         latent: Z = K * C.
     """
 
     def __init__(
-        self, image_size: int, channels: Sequence[int], strides: Sequence[int], latent: int
+        self,
+        image_size: int,
+        channels: Sequence[int],
+        kernel: int,
+        strides: Sequence[int],
+        latent: int,
     ) -> None:
         super().__init__()
         innermost = channels[-1]
@@ -149,14 +221,7 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = [nn.BatchNorm2d(innermost), nn.SiLU()]
         for level in reversed(range(len(channels))):
             after = channels[level - 1] if level else RGB
-            convolution = nn.ConvTranspose2d(
-                channels[level],
-                after,
-                KERNEL,
-                strides[level],
-                padding=KERNEL // 2,
-                output_padding=strides[level] - 1,
-            )
+            convolution = Enlarge(channels[level], after, kernel, strides[level])
             _initialise_convolution(convolution)
             layers += [convolution]
             layers += [nn.BatchNorm2d(after), nn.SiLU()] if level else []
@@ -211,4 +276,4 @@ def multilayer_perceptron(inputs: int, hidden: int, layers: int, outputs: int) -
 def to_pixels(frames: Tensor) -> Tensor:
     """Turn stored frames [..., H, W, 3] uint8 into [N, 3, H, W] float in [0, 1]."""
     flat = frames.flatten(0, -4) if frames.ndim > 4 else frames
-    return flat.permute(0, 3, 1, 2).to(torch.float32) / 255
+    return flat.permute(0, 3, 1, 2).to(torch.float32).div_(255)

@@ -20,7 +20,7 @@ from drama.model.distributions import (
     sample_one_hot,
     straight_through,
 )
-from drama.model.nets import RGB, ConvolutionStack, Decoder, Encoder, Head, to_pixels
+from drama.model.nets import RGB, ConvolutionStack, Decoder, Encoder, Enlarge, Head, to_pixels
 from drama.model.sequence import SequenceModel, State, build
 from drama.settings import Settings
 
@@ -59,8 +59,9 @@ class WorldModel(nn.Module):
         self.latent_shape = (model.categoricals, model.classes)
         self.latent_size = model.categoricals * model.classes  # Z
         self.state_size = self.latent_size + width  # Z + D
-        self.encoder = Encoder(size, model.channels, model.strides, *self.latent_shape)
-        self.decoder = Decoder(size, model.channels, model.strides, self.latent_size)
+        convolutions = (size, model.channels, model.kernel, model.strides)
+        self.encoder = Encoder(*convolutions, *self.latent_shape)
+        self.decoder = Decoder(*convolutions, self.latent_size)
         self.sequence: SequenceModel = build(self.latent_size + actions, settings.sequence_model)
         self.prior_head = nn.Linear(width, self.latent_size)
         self.reward_head = Head(width, model.head_hidden, model.bins, zero_last=True)
@@ -78,6 +79,8 @@ class WorldModel(nn.Module):
         for layer in self.modules():
             if isinstance(layer, ConvolutionStack):
                 layer.in_parts = not plain
+            if isinstance(layer, Enlarge):
+                layer.as_product = not plain
             # A convolution computes in the layout of its weights.
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
@@ -231,7 +234,9 @@ def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
     assert reconstruction.shape == pixels.shape, (
         f"reconstruction {tuple(reconstruction.shape)} against pixels {tuple(pixels.shape)}"
     )
-    return (reconstruction.float() - pixels).square().sum((1, 2, 3)).mean()
+    # Flat, in the order of memory: summed over four dimensions, it takes ten times as long on a CPU.
+    difference = (reconstruction.float() - pixels).permute(0, 2, 3, 1).flatten()
+    return torch.linalg.vector_norm(difference).square() / len(pixels)
 
 
 def gaussian_reconstruction_loss(squared_error: Tensor, pixels: int) -> Tensor:

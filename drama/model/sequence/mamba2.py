@@ -201,7 +201,8 @@ class Mamba2(Mixer):
             decay = torch.exp(-step_size * self.A_log.float().exp())[..., None, None]
             scan = state["scan"] * decay  # [B, H, P, N]
             scan.addcmul_((inputs * step_size.unsqueeze(-1)).unsqueeze(-1), b[:, None, None, :])
-            y = (scan.flatten(1, 2) @ c.unsqueeze(-1)).view_as(inputs)  # [B, H, P]
+            # The vector stands first: the other way round takes five times as long on a CPU.
+            y = torch.bmm(c.unsqueeze(1), scan.flatten(1, 2).mT).view_as(inputs)  # [B, H, P]
             y = y + self.D.unsqueeze(-1) * inputs
         output = self.out_proj(self.norm(y.flatten(-2), gate))
         return output, {"convolution": history[:, 1:], "scan": scan}
