@@ -374,6 +374,13 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[Keys, ...], str]]:
     capacity, training = settings.replay.capacity, settings.training
     model, behaviour = settings.world_model, settings.behaviour
     stored = min(capacity, training.random_steps)
+    game = settings.environment
+    if game.no_op_starts >= game.max_frames:
+        yield (
+            (("environment", "no_op_starts"), ("environment", "max_frames")),
+            f"environment.no_op_starts = {game.no_op_starts} leaves nothing of an episode of "
+            f"environment.max_frames = {game.max_frames}",
+        )
     ring, start = ("replay", "capacity"), ("training", "random_steps")
     for section, batch_key, batch, length_key, length in (
         ("world_model", "batch_size", model.batch_size, "sequence_length", model.sequence_length),

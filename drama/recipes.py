@@ -172,14 +172,21 @@ def _planned(results: Path, game: str, seed: int, fingerprint: str, evaluation: 
 
 
 def is_complete_protocol(preset: Preset) -> bool:
-    """Say whether a run under these settings may be called an Atari100k run."""
-    game = preset.environment
+    """Say whether a run under these settings may be called an Atari100k run.
+
+    How the agent learns is not asked: `xs-as-published` plays by the protocol as much as `xs`. How
+    it acts is, since random actions in between are not its own play.
+    """
+    game, acting = preset.environment, preset.behaviour
     played = (game.action_repeat, game.max_frames, game.image_size, game.actions)
+    usual = (game.repeat_action_probability, game.no_op_starts, game.life_loss_terminates)
     return (
         preset.complete_protocol
         and preset.training.total_steps == 100_000
         and preset.evaluation.episodes >= 100
         and played == (4, 108_000, 64, "minimal")
+        and usual == (0, 0, "learning")
+        and (acting.temperature, acting.epsilon) == (1, 0)
         and not preset.replay.shuffle_rewards
     )
 

@@ -52,6 +52,9 @@ class EnvironmentSettings(Frozen):
     image_size: Annotated[int, Field(ge=8, le=256)]
     max_frames: Count
     actions: Literal["minimal", "full"]
+    repeat_action_probability: Rate
+    no_op_starts: Annotated[int, Field(ge=0, le=10_000)]
+    life_loss_terminates: Literal["learning", "nothing", "episode"]
 
 
 class ReplaySettings(Frozen):
@@ -73,6 +76,7 @@ class OptimiserSettings(Frozen):
     warmup_updates: Annotated[int, Field(ge=0)]
     clip_norm: Positive
     weight_decay: Rate
+    decay_spares: Literal["nothing", "gains_and_dynamics"]
     beta1: Rate
     beta2: Rate
     epsilon: Positive
@@ -133,6 +137,9 @@ class BehaviourSettings(Frozen):
     slow_critic_ema: Rate
     act_on: Literal["prior", "posterior"]
     acting_window: Count
+    temperature: Annotated[float, Field(ge=0.01, le=100)]
+    epsilon: Fraction
+    as_published: bool
     optimiser: OptimiserSettings
 
 

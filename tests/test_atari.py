@@ -24,6 +24,9 @@ def settings(**changes: Any) -> EnvironmentSettings:
         "image_size": SIZE,
         "max_frames": 108_000,
         "actions": "minimal",
+        "repeat_action_probability": 0.0,
+        "no_op_starts": 0,
+        "life_loss_terminates": "learning",
     }
     return EnvironmentSettings(**(values | changes))
 

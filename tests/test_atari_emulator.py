@@ -36,6 +36,9 @@ def settings(**changes: Any) -> EnvironmentSettings:
         "image_size": 64,
         "max_frames": 108_000,
         "actions": "minimal",
+        "repeat_action_probability": 0.0,
+        "no_op_starts": 0,
+        "life_loss_terminates": "learning",
     }
     return EnvironmentSettings(**(values | changes))
 
@@ -323,7 +326,8 @@ def test_opening_a_game_prints_nothing() -> None:
     program = (
         "from drama.settings import EnvironmentSettings; from drama.env import make;"
         "make('Pong', EnvironmentSettings(action_repeat=4, image_size=64, max_frames=9,"
-        " actions='minimal')).reset(seed=0)"
+        " actions='minimal', repeat_action_probability=0.0, no_op_starts=0,"
+        " life_loss_terminates='learning')).reset(seed=0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -28,6 +28,9 @@ def environment_settings(**changes: Any) -> EnvironmentSettings:
         "image_size": 64,
         "max_frames": 108_000,
         "actions": "minimal",
+        "repeat_action_probability": 0.0,
+        "no_op_starts": 0,
+        "life_loss_terminates": "learning",
     }
     return EnvironmentSettings(**(values | changes))
 

@@ -23,8 +23,8 @@ def make(game: str, settings: EnvironmentSettings) -> AgentEnvironment:
 
     Args:
         game: one of `drama.settings.ATARI_100K`, or Catch8 or Catch16.
-        settings: how it is played. Catch has one way to be played, at 64x64 pixels: of the
-            settings it knows only the image size.
+        settings: how it is played. Catch has one way to be played, at 64x64 pixels, without sticky
+            actions and no-op starts; the other settings it does not know.
 
     Raises:
         ConfigurationError: there is no such game, or not with these settings.
@@ -37,6 +37,11 @@ def make(game: str, settings: EnvironmentSettings) -> AgentEnvironment:
                 f"{game} is played at {SIZE}x{SIZE} pixels: environment.image_size is "
                 f"{settings.image_size}, set it to {SIZE}"
             )
+        for name in ("repeat_action_probability", "no_op_starts"):
+            if value := getattr(settings, name):
+                raise ConfigurationError(
+                    f"{game} is no Atari game: environment.{name} is {value}, set it to 0"
+                )
         return Catch(columns=int(game.removeprefix("Catch")))
     nearest = difflib.get_close_matches(game, GAMES, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
