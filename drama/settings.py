@@ -22,6 +22,7 @@ CATCH = ("Catch8", "Catch16")
 """The project's own small games, for checking that the agent learns (drama/env/catch.py)."""
 
 GAMES = ATARI_100K + CATCH
+"""The games that are known without ale-py's list of all of its own (`drama.env.game_names`)."""
 
 
 class Frozen(BaseModel):

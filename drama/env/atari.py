@@ -58,6 +58,12 @@ class Console(Protocol):
     def close(self) -> None: ...
 
 
+def atari_names() -> list[str]:
+    """Return the names of ale-py's games, as in `ALE/<name>-v5`, in alphabetical order."""
+    gymnasium.register_envs(ale_py)
+    return sorted(spec.name for spec in gymnasium.registry.values() if spec.namespace == "ALE")
+
+
 def open_console(game: str, repeat_action_probability: float = 0.0) -> Console:
     """Open one Atari game: one raw frame per action, no frame limit of its own.
 
