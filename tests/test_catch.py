@@ -35,6 +35,13 @@ def environment_settings(**changes: Any) -> EnvironmentSettings:
     return EnvironmentSettings(**(values | changes))
 
 
+@pytest.mark.parametrize(("name", "value"), [("repeat_action_probability", 0.25),
+                                             ("no_op_starts", 30)])  # fmt: skip
+def test_what_belongs_to_atari_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Catch8.*environment\.{name} is {value}.*0"):
+        make("Catch8", environment_settings(**{name: value}))
+
+
 def box(frame: np.ndarray, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
     """Left, top, width and height of what is painted in one colour, in pixels."""
     rows, columns = np.nonzero((frame == colour).all(-1))
