@@ -153,7 +153,7 @@ def test_greedy_takes_the_most_probable_action_and_sampling_does_not_always(
 def test_the_temperature_is_of_acting_while_training_only(
     make_agent: MakeAgent, temperature: float
 ) -> None:
-    """`explore` draws from softmax(logits / T); `decide`, which evaluation uses, from the policy."""
+    """`explore` draws from softmax(logits / T); `decide`, which evaluates, from the policy."""
     agent, plain = make_agent(temperature=temperature), make_agent()
     probabilities = torch.tensor([0.1, 0.2, 0.6, 0.1])
     for one in (agent, plain):
