@@ -374,6 +374,13 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[Keys, ...], str]]:
     capacity, training = settings.replay.capacity, settings.training
     model, behaviour = settings.world_model, settings.behaviour
     stored = min(capacity, training.random_steps)
+    game = settings.environment
+    if game.no_op_starts >= game.max_frames:
+        yield (
+            (("environment", "no_op_starts"), ("environment", "max_frames")),
+            f"environment.no_op_starts = {game.no_op_starts} leaves nothing of an episode of "
+            f"environment.max_frames = {game.max_frames}",
+        )
     ring, start = ("replay", "capacity"), ("training", "random_steps")
     for section, batch_key, batch, length_key, length in (
         ("world_model", "batch_size", model.batch_size, "sequence_length", model.sequence_length),
@@ -474,10 +481,7 @@ def load_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
     experiment = resolve(Experiment, layers)
     check_preset(experiment.preset, f"{source['preset' in given]}: preset")
     for game in experiment.games:
-        if game not in GAMES:
-            raise ConfigurationError(
-                f"{source['games' in given]}: games.{game}: unknown game. {nearest(game, GAMES)}"
-            )
+        check_game(game, f"{source['games' in given]}: games.{game}")
     if not experiment.games:
         raise ConfigurationError(
             f"{source['games' in given]}: games = {{}}: name at least one game"
@@ -487,6 +491,25 @@ def load_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
             f"{source['seeds' in given]}: seeds = {experiment.seeds}: a seed is given twice"
         )
     return experiment
+
+
+def check_game(game: str, where: str) -> None:
+    """Check that a game exists: one of the benchmark, of ale-py's others, or Catch.
+
+    Args:
+        game: what was written.
+        where: where that was, file and key.
+
+    Raises:
+        ConfigurationError: when it does not.
+    """
+    if game in GAMES:
+        return
+    # Imported here, so that planning the usual games loads neither ale-py nor OpenCV.
+    from drama.env import game_names
+
+    if game not in (names := game_names()):
+        raise ConfigurationError(f"{where}: unknown game. {nearest(game, names)}")
 
 
 def read_recipe_text(path: Path) -> tuple[Recipe, str]:
@@ -513,9 +536,7 @@ def read_recipe_text(path: Path) -> tuple[Recipe, str]:
         raise ConfigurationError(
             f"{path}: not a recipe: {f'{place}: ' if place else ''}{problem}"
         ) from None
-    if recipe.game not in GAMES:
-        problem = f"unknown game. {nearest(recipe.game, GAMES)}"
-        raise ConfigurationError(f"{path}: game = {recipe.game!r}: {problem}")
+    check_game(recipe.game, f"{path}: game = {recipe.game!r}")
     for _, problem in _conflicts(recipe.settings):
         raise ConfigurationError(f"{path}: settings: {problem}")
     return recipe, text

@@ -29,7 +29,7 @@ from drama.config import (
 from drama.errors import ConfigurationError
 from drama.files import canonical_json, sha256_text, write_text
 from drama.runs import SHORT, restore
-from drama.settings import ATARI_100K, Recipe
+from drama.settings import CATCH, Recipe
 
 PACKAGE = Path(__file__).parent
 RUN_CODE = ("settings.py", "env", "replay", "model", "behaviour", "training")
@@ -115,7 +115,7 @@ def plan(
     runs: list[PlannedRun] = []
     complete = True
     for game, preset in _presets(wanted, experiment, settings):
-        complete &= game in ATARI_100K and is_complete_protocol(preset)
+        complete &= game not in CATCH and is_complete_protocol(preset)
         for seed in wanted.seeds:
             recipe = Recipe(
                 format=1,
@@ -172,14 +172,22 @@ def _planned(results: Path, game: str, seed: int, fingerprint: str, evaluation: 
 
 
 def is_complete_protocol(preset: Preset) -> bool:
-    """Say whether a run under these settings may be called an Atari100k run."""
-    game = preset.environment
+    """Say whether a run under these settings may be called an Atari100k run.
+
+    How the agent learns is not asked: `xs-as-published` plays by the protocol as much as `xs`, and
+    a report names its preset. How it acts is, since random actions in between are not its own play.
+    Nor is the game asked: one that is not of the 26 has no share in the benchmark's scores anyway.
+    """
+    game, acting = preset.environment, preset.behaviour
     played = (game.action_repeat, game.max_frames, game.image_size, game.actions)
+    usual = (game.repeat_action_probability, game.no_op_starts, game.life_loss_terminates)
     return (
         preset.complete_protocol
         and preset.training.total_steps == 100_000
         and preset.evaluation.episodes >= 100
         and played == (4, 108_000, 64, "minimal")
+        and usual == (0, 0, "learning")
+        and (acting.temperature, acting.epsilon) == (1, 0)
         and not preset.replay.shuffle_rewards
     )
 

@@ -22,6 +22,7 @@ CATCH = ("Catch8", "Catch16")
 """The project's own small games, for checking that the agent learns (drama/env/catch.py)."""
 
 GAMES = ATARI_100K + CATCH
+"""The games that are known without ale-py's list of all of its own (`drama.env.game_names`)."""
 
 
 class Frozen(BaseModel):
@@ -58,6 +59,9 @@ class EnvironmentSettings(Frozen):
     image_size: Annotated[int, Field(ge=8, le=256)]
     max_frames: Count
     actions: Literal["minimal", "full"]
+    repeat_action_probability: Rate
+    no_op_starts: Annotated[int, Field(ge=0, le=10_000)]
+    life_loss_terminates: Literal["learning", "nothing", "episode"]
 
 
 class ReplaySettings(Frozen):
@@ -79,6 +83,7 @@ class OptimiserSettings(Frozen):
     warmup_updates: Annotated[int, Field(ge=0)]
     clip_norm: Positive
     weight_decay: Rate
+    decay_spares: Literal["nothing", "gains_and_dynamics"]
     beta1: Rate
     beta2: Rate
     epsilon: Positive
@@ -140,6 +145,9 @@ class BehaviourSettings(Frozen):
     slow_critic_ema: Rate
     act_on: Literal["prior", "posterior"]
     acting_window: Count
+    temperature: Annotated[float, Field(ge=0.01, le=100)]
+    epsilon: Fraction
+    as_published: bool
     optimiser: OptimiserSettings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,25 @@ def one_step(actions: list[int], rewards: list[float]) -> Trajectories:
         rewards=torch.tensor(rewards)[:, None],
         terminations=torch.ones(len(actions), 1, dtype=torch.bool),
     )
+
+
+@pytest.mark.parametrize(("as_published", "bootstrap"), [(False, 2.0), (True, 1.0)])
+def test_the_bootstrap_by_hand(
+    make_behaviour: MakeBehaviour, as_published: bool, bootstrap: float
+) -> None:
+    """One step under V = 1, 2 with gamma = 1/2, lambda = 0: G = 3 + V/2, advantage G - 1.
+
+    A policy [1/4, 3/4] that took action 0, no entropy weight: loss -(G - 1) ln(1/4).
+    """
+    behaviour = two_actions(
+        make_behaviour, entropy_weight=0.0, discount=0.5, as_published=as_published,
+        return_percentiles=[0, 1], return_ema=0, **{"lambda": 0.0},
+    )  # fmt: skip
+    behaviour.two_hot.decode = lambda logits: torch.tensor([[1.0, 2.0]])  # type: ignore[method-assign]
+    dream = one_step([0], [3.0])
+    losses = behaviour.loss(replace(dream, terminations=torch.zeros(1, 1, dtype=torch.bool)))
+    expected = -(3 + bootstrap / 2 - 1) * math.log(0.25)
+    assert losses.actor.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_reinforce_by_hand(make_behaviour: MakeBehaviour) -> None:

@@ -149,6 +149,38 @@ def test_greedy_takes_the_most_probable_action_and_sampling_does_not_always(
     np.testing.assert_allclose(shares, probabilities.numpy(), atol=0.04)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_temperature_is_of_acting_while_training_only(
+    make_agent: MakeAgent, temperature: float
+) -> None:
+    """`explore` draws from softmax(logits / T); `decide`, which evaluates, from the policy."""
+    agent, plain = make_agent(temperature=temperature), make_agent()
+    probabilities = torch.tensor([0.1, 0.2, 0.6, 0.1])
+    for one in (agent, plain):
+        nn.init.zeros_(one.behaviour.actor.net[-1].weight)
+        with torch.no_grad():
+            one.behaviour.actor.net[-1].bias.copy_(probabilities.log())
+    environments = 4000
+    window, rows = agent.new_window(environments), np.arange(environments)
+    frames = np.zeros((environments, 16, 16, 3), np.uint8)
+    agent.act(window, rows, frames, np.zeros(environments, np.int64), greedy=False)
+    given = (
+        torch.from_numpy(frames), torch.from_numpy(window.latents),
+        torch.from_numpy(window.actions), torch.ones(environments, dtype=torch.int64),
+        noise_of(environments, 5),
+    )  # fmt: skip
+    decided = []
+    for decide in (agent.explore, agent.decide, plain.decide):
+        torch.manual_seed(9)
+        decided.append(decide(*given))
+    explored = torch.bincount(decided[0][:, 1], minlength=ACTIONS) / environments
+    expected = probabilities ** (1 / temperature)
+    torch.testing.assert_close(explored, expected / expected.sum(), atol=0.04, rtol=0)
+    assert (decided[0][:, 0] == 2).all(), "the most probable action has no temperature"
+    assert torch.equal(decided[1], decided[2])
+    assert torch.equal(decided[0], decided[1]) == (temperature == 1)
+
+
 def test_on_the_prior_the_current_frame_cannot_matter(make_agent: MakeAgent) -> None:
     for act_on, matters in (("prior", False), ("posterior", True)):
         agent = make_agent(act_on=act_on)

@@ -24,6 +24,9 @@ def settings(**changes: Any) -> EnvironmentSettings:
         "image_size": SIZE,
         "max_frames": 108_000,
         "actions": "minimal",
+        "repeat_action_probability": 0.0,
+        "no_op_starts": 0,
+        "life_loss_terminates": "learning",
     }
     return EnvironmentSettings(**(values | changes))
 
@@ -210,6 +213,53 @@ class TestLifeLoss:
         environment.step(0)
         _, info = environment.reset()
         assert info == {"life_lost": False, "lives": 3, "frames": 0}
+
+
+class TestNoOpStarts:
+    def test_so_many_no_ops_are_played_and_only_the_last_is_shown(self) -> None:
+        """1 to 5, each of them at some reset; frame and count are those after them."""
+        environment, emulator = on_trace([], no_op_starts=5)
+        seen = set()
+        for seed in range(40):
+            emulator.acted.clear()
+            frame, info = environment.reset(seed=seed)
+            count = len(emulator.acted)
+            assert emulator.acted == [0] * count
+            assert shown(frame) == {count} and info["frames"] == count
+            seen.add(count)
+        assert seen == {1, 2, 3, 4, 5}
+
+    def test_the_seed_decides_and_later_resets_continue(self) -> None:
+        environment, _ = on_trace([], no_op_starts=30)
+
+        def counts(seed: int) -> list[int]:
+            infos = [environment.reset(seed=None if again else seed)[1] for again in range(6)]
+            return [info["frames"] for info in infos]
+
+        assert counts(1) == counts(1) != counts(2)
+        assert len(set(counts(1))) > 2
+
+    def test_a_life_lost_meanwhile_is_no_news(self) -> None:
+        environment, _ = on_trace([Raw(), Raw(lives=2)], no_op_starts=1)
+        environment.reset()
+        assert environment.step(0)[4]["life_lost"] is True
+        environment, emulator = on_trace([Raw(lives=2)], no_op_starts=1)
+        assert environment.step(0)[4] == {"life_lost": False, "lives": 2, "frames": 5}
+        assert len(emulator.acted) == 5
+
+    def test_a_game_that_ends_meanwhile_begins_again(self) -> None:
+        """Over at every second frame: none or one no-op of the last beginning is left."""
+        environment, emulator = on_trace([Raw(), Raw(over=True)], no_op_starts=6)
+        for seed in range(20):
+            emulator.acted.clear()
+            frame, info = environment.reset(seed=seed)
+            count = len(emulator.acted) % 2
+            assert shown(frame) == {count} and info["frames"] == count
+
+    def test_they_count_towards_the_cap(self) -> None:
+        environment, emulator = on_trace([], no_op_starts=1, max_frames=6)
+        assert [environment.step(0)[3] for _ in range(2)] == [False, True]
+        assert emulator.acted == [0] * 6
 
 
 class TestEndOfEpisode:

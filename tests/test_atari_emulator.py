@@ -15,10 +15,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from drama.env import make
+from drama.env import game_names, make
 from drama.env.atari import Atari, open_console
 from drama.errors import ConfigurationError
-from drama.settings import ATARI_100K, EnvironmentSettings
+from drama.settings import ATARI_100K, CATCH, GAMES, EnvironmentSettings
 
 # Minimal action sets of the 26 games, as the ALE documentation lists them.
 ACTIONS = {
@@ -30,12 +30,18 @@ ACTIONS = {
 }  # fmt: skip
 
 
+STICKY = {"repeat_action_probability": 0.25}
+
+
 def settings(**changes: Any) -> EnvironmentSettings:
     values: dict[str, Any] = {
         "action_repeat": 4,
         "image_size": 64,
         "max_frames": 108_000,
         "actions": "minimal",
+        "repeat_action_probability": 0.0,
+        "no_op_starts": 0,
+        "life_loss_terminates": "learning",
     }
     return EnvironmentSettings(**(values | changes))
 
@@ -90,6 +96,77 @@ def test_console_is_opened_as_the_protocol_says() -> None:
     emulator.reset_game()
     emulator.act(0)
     assert emulator.getEpisodeFrameNumber() == 1
+
+
+def test_sticky_actions_are_the_emulators_own(opened: Any) -> None:
+    emulator: Any = open_console("Pong", 0.25).ale
+    assert emulator.getFloat("repeat_action_probability") == 0.25
+    assert opened("Pong", **STICKY)._console.ale.getFloat("repeat_action_probability") == 0.25
+    assert opened("Pong")._console.ale.getFloat("repeat_action_probability") == 0.0
+
+
+def test_with_sticky_actions_the_seed_matters_and_without_it_does_not(opened: Any) -> None:
+    actions = np.random.default_rng(0).integers(4, size=80).tolist()
+
+    def traces(**changes: Any) -> list[Any]:
+        environment, found = opened("Breakout", **changes), []
+        for seed in (1, 1, 2):
+            environment.reset(seed=seed)
+            found.append(play(environment, actions))
+        return found
+
+    first, again, other = traces(**STICKY)
+    assert first == again != other
+    first, again, other = traces()
+    assert first == again == other
+
+
+def test_sticky_actions_repeat_what_was_played_before(opened: Any) -> None:
+    """Almost always, here: after FIRE the ball is served, whatever is asked for."""
+    moved = {}
+    for probability in (0.0, 0.999):
+        environment = opened("Breakout", repeat_action_probability=probability)
+        environment.reset(seed=0)
+        screens = {environment.step(1)[0].tobytes() for _ in range(20)}
+        moved[probability] = len(screens)
+    assert moved[0.999] < 5 < moved[0.0], moved
+
+
+def test_no_op_starts_are_what_no_ops_by_hand_are(opened: Any) -> None:
+    environment, by_hand = opened("Freeway", no_op_starts=30), opened("Freeway", action_repeat=1)
+    for seed in (1, 2, 3):
+        frame, info = environment.reset(seed=seed)
+        by_hand.reset(seed=seed)
+        for _ in range(info["frames"]):
+            by_hand.step(0)
+        ours, theirs = environment.save_state(), by_hand.save_state()
+        for key in ("before_reset", "played", "emulator"):
+            assert np.array_equal(ours[key], theirs[key]), key
+        assert frame.max() > 100
+
+
+OTHERS = [name for name in game_names() if name not in GAMES]
+
+
+def test_all_of_ale_pys_games_are_known() -> None:
+    assert game_names()[:26] == list(ATARI_100K) and game_names()[-2:] == list(CATCH)
+    assert {"SpaceInvaders", "MontezumaRevenge", "Enduro"} < set(OTHERS)
+    assert len(set(game_names())) == len(game_names()) > 100
+
+
+def test_each_of_the_other_games(opened: Any) -> None:
+    """All those that ale-py has are opened and played, every tenth is saved."""
+    for number, game in enumerate(OTHERS):
+        environment = opened(game, action_repeat=1)
+        environment.reset(seed=0)
+        actions = [step % int(environment.action_space.n) for step in range(8)]
+        play(environment, actions)
+        if number % 10 == 0:
+            state = environment.save_state()
+            expected = play(environment, actions)
+            environment.load_state(state)
+            assert play(environment, actions) == expected, game
+        environment.close()
 
 
 @pytest.mark.parametrize("game", ["Pong", "Breakout"])
@@ -200,6 +277,10 @@ def another_process() -> Iterator[ProcessPoolExecutor]:
         ("Pong", {"max_frames": 500}, 160),
         ("Qbert", {}, 77),
         ("Qbert", {"action_repeat": 1}, 801),
+        ("Breakout", STICKY, 250),
+        ("Qbert", STICKY, 77),
+        ("Pong", {"max_frames": 500, "no_op_starts": 30}, 160),
+        ("Breakout", STICKY | {"no_op_starts": 30}, 160),
     ],
 )
 def test_a_saved_game_continues_byte_for_byte_in_another_process(
@@ -323,7 +404,8 @@ def test_opening_a_game_prints_nothing() -> None:
     program = (
         "from drama.settings import EnvironmentSettings; from drama.env import make;"
         "make('Pong', EnvironmentSettings(action_repeat=4, image_size=64, max_frames=9,"
-        " actions='minimal')).reset(seed=0)"
+        " actions='minimal', repeat_action_probability=0.0, no_op_starts=0,"
+        " life_loss_terminates='learning')).reset(seed=0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -332,3 +414,5 @@ def test_opening_a_game_prints_nothing() -> None:
 def test_an_unknown_game_is_named_with_its_nearest_match() -> None:
     with pytest.raises(ConfigurationError, match=r"'Brakout'.*'Breakout'.*Alien, .*Catch16"):
         make("Brakout", settings())
+    with pytest.raises(ConfigurationError, match="did you mean 'SpaceInvaders'"):
+        make("SpaceInvader", settings())

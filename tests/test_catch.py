@@ -28,8 +28,18 @@ def environment_settings(**changes: Any) -> EnvironmentSettings:
         "image_size": 64,
         "max_frames": 108_000,
         "actions": "minimal",
+        "repeat_action_probability": 0.0,
+        "no_op_starts": 0,
+        "life_loss_terminates": "learning",
     }
     return EnvironmentSettings(**(values | changes))
+
+
+@pytest.mark.parametrize(("name", "value"), [("repeat_action_probability", 0.25),
+                                             ("no_op_starts", 30)])  # fmt: skip
+def test_what_belongs_to_atari_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Catch8.*environment\.{name} is {value}.*0"):
+        make("Catch8", environment_settings(**{name: value}))
 
 
 def box(frame: np.ndarray, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:

@@ -147,6 +147,17 @@ def test_a_game_is_played_to_its_end_however_short_others_are(trained: Played) -
     assert all(lost for _, _, lost in plainly)
 
 
+def test_scores_are_of_whole_games_whatever_a_lost_life_terminates(trained: Played) -> None:
+    agent, recipe = trained
+    changes = {"life_loss_terminates": "episode", "max_frames": 2000}
+    environment = recipe.settings.environment.model_copy(update=changes)
+    other = recipe.model_copy(
+        update={"settings": recipe.settings.model_copy(update={"environment": environment})}
+    )
+    outcome, _, lost = played_plainly((agent, other), 0)
+    assert outcomes((agent, other), 1, 1) == [outcome] and lost
+
+
 @given(st.integers(0, 2**31 - 1), st.integers(0, 10_000))
 def test_seeds_are_derived_from_run_and_episode(run_seed: int, index: int) -> None:
     episode, again = new_episode(run_seed, index), new_episode(run_seed, index)

@@ -106,6 +106,26 @@ def test_rewards_and_ends_are_read_after_the_action(model: WorldModel, imagined:
     assert not torch.equal(trajectories.terminations, model.terminates(d[:, :-1]))
 
 
+def test_as_published_they_are_read_before_the_action(model: WorldModel) -> None:
+    """The same dream, told one step late: what a_t earned stands beside a_{t+1}."""
+    frames = torch.randint(0, 256, (BATCH, CONTEXT, 16, 16, 3), dtype=torch.uint8)
+    actions = torch.randint(0, ACTIONS, (BATCH, CONTEXT))
+    dreams = []
+    for as_published in (False, True):
+        torch.manual_seed(3)
+        dreams.append(
+            imagine(model, RecordingPolicy(), frames, actions, HORIZON, as_published=as_published)
+        )
+    ours, theirs = dreams
+    assert torch.equal(ours.states, theirs.states) and torch.equal(ours.actions, theirs.actions)
+    torch.testing.assert_close(theirs.rewards[:, 1:], ours.rewards[:, :-1])
+    assert torch.equal(theirs.terminations[:, 1:], ours.terminations[:, :-1])
+    first = theirs.states[:, 0, K * C :]
+    torch.testing.assert_close(theirs.rewards[:, 0], model.reward(first))
+    assert torch.equal(theirs.terminations[:, 0], model.terminates(first))
+    assert not torch.allclose(theirs.rewards, ours.rewards)
+
+
 def test_latents_are_samples_of_the_prior_beside_them(
     model: WorldModel, imagined: Imagined
 ) -> None:

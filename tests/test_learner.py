@@ -81,6 +81,18 @@ def test_the_fast_path_learns_what_the_plain_one_learns(settings: Settings) -> N
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_as_published_other_rewards_are_imagined(settings: Settings) -> None:
+    """From the same seeds and weights; the first world-model update is the same."""
+    theirs = settings.behaviour.model_copy(update={"as_published": True})
+    found = [
+        learn(make_learner(changed, CPU, plain=False), 1)
+        for changed in (settings, settings.model_copy(update={"behaviour": theirs}))
+    ]
+    assert torch.equal(found[0][0], found[1][0])
+    at = BEHAVIOUR_METRICS.index("imagined_reward")
+    assert found[0][1][at] != found[1][1][at]
+
+
 def test_each_distinct_frame_is_encoded_once(settings: Settings) -> None:
     for plain, encoded in ((True, 12 * 4), (False, 2 * 11 + 4)):
         learner = make_learner(settings, CPU, plain=plain)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from workspace import GAME, SEED, TOTAL_STEPS, AtStep, AtWrite, Moment, Workspace, make_workspace
 
+from drama.behaviour.agent import Agent
 from drama.recipes import read_recipe
 from drama.replay.shards import read_shards
 from drama.stopping import Stopped
@@ -115,6 +116,107 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     assert workspace.result() == undisturbed.result()
     names = {path.name for path in workspace.folder.rglob("*")}
     assert names == {path.name for path in undisturbed.folder.rglob("*")}, "something was left"
+
+
+# What is off by default, all at once: its generators must be part of the saved state, too.
+OTHERS = """\
+base: quick
+environment:
+  max_frames: 200
+  repeat_action_probability: 0.25
+  no_op_starts: 30
+  life_loss_terminates: episode
+replay: {capacity: 70}
+world_model:
+  channels: [4, 8, 8]
+  batch_size: 2
+  sequence_length: 8
+  optimiser: {decay_spares: gains_and_dynamics}
+behaviour:
+  contexts: 4
+  horizon: 3
+  acting_window: 4
+  temperature: 2
+  epsilon: 0.3
+  as_published: true
+training: {total_steps: 160, random_steps: 40, log_every: 15}
+evaluation: {episodes: 5, environments: 2}
+"""
+
+
+def test_a_stopped_run_with_everything_that_is_off_by_default_ends_with_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    runs = []
+    for number, moments in enumerate(([], [AtStep(61, TERM), AtStep(110), AtStep(140, INT)])):
+        made = make_workspace(tmp_path / str(number), {"config/presets/tiny.yaml": OTHERS})
+        made.plan()
+        for moment in moments:
+            made.train(moment, expected=KILLED if signal.SIGKILL in moment.signals else STOPPED)
+        made.train()
+        made.evaluate()
+        runs.append(made)
+    assert runs[0].result() == runs[1].result()
+    columns = read_shards(runs[0].folder / "replay", 0, TOTAL_STEPS)
+    ended = np.flatnonzero(np.diff(columns["episode"]))
+    lost = np.flatnonzero(columns["life_lost"])
+    assert len(lost) >= 2 and set(lost) - {TOTAL_STEPS - 1} <= set(ended)
+    assert not columns["terminated"][lost].all(), "no game went on that was not let go on"
+
+
+@pytest.mark.parametrize("name", ["xs-as-published", "xs-exempt-decay"])
+def test_ablations_of_xs_train_at_toy_size(
+    undisturbed: Workspace, tmp_path: Path, name: str
+) -> None:
+    """Quick's sizes over the ablation instead of xs; it learns something else than xs does."""
+    quick = (undisturbed.root / "config/presets/quick.yaml").read_text(encoding="utf-8")
+    assert quick.count("base: xs ") == 1
+    other = {"config/presets/quick.yaml": quick.replace("base: xs ", f"base: {name} ")}
+    made = make_workspace(tmp_path / "run", other)
+    made.plan()
+    made.train()
+    curves = pq.read_table(made.folder / "training.parquet")
+    before = pq.read_table(undisturbed.folder / "training.parquet")
+    for column in ("loss/reconstruction", "imagined_reward", "loss/critic"):
+        assert np.isfinite(curves[column].to_numpy()[-3:]).all()
+    assert curves["imagined_reward"].to_pylist() != before["imagined_reward"].to_pylist()
+
+
+def acting(workspace: Workspace, steps: int, *assignments: str) -> Trainer:
+    """A trainer that has played so many steps, none of them random by schedule but the first."""
+    workspace.plan("--set=training.random_steps=40", *(f"--set={text}" for text in assignments))
+    run = read_recipe(workspace.root / workspace.recipe)
+    trainer = Trainer(run.recipe, run.fingerprint, workspace.folder, ON_CPU)
+    trainer.step = 40  # of the schedule; nothing is learned here
+    status_file = workspace.folder / "status.json"
+    reporter = Reporter("run", Status.resumed(status_file, run.fingerprint, 1000), status_file)
+    for _ in range(steps):
+        trainer.act_and_store(reporter)
+    trainer.environment.close()
+    return trainer
+
+
+def test_epsilon_mixes_in_uniform_actions_while_training(workspace: Workspace) -> None:
+    """A policy that always wants action 1 gets it but for a share of epsilon * 3/4."""
+    usual = Agent.explore
+
+    def stubborn(self: Agent, *given: torch.Tensor) -> torch.Tensor:
+        decision = usual(self, *given)
+        decision[:, :2] = 1
+        return decision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Agent, "explore", stubborn)
+        shares = {}
+        for epsilon in (0.0, 0.4, 1.0):
+            trainer = acting(workspace, 400, f"behaviour.epsilon={epsilon}", "replay.capacity=1000")
+            actions = trainer.buffer.columns(0, 400)["action"]
+            counts = np.bincount(actions, minlength=4) / 400
+            shares[epsilon] = counts
+    firsts = 12 / 400  # episodes begin with a random action, at most so many here
+    assert 1 - shares[0.0][1] <= firsts
+    np.testing.assert_allclose(shares[0.4], [0.1, 0.7, 0.1, 0.1], atol=0.075)
+    np.testing.assert_allclose(shares[1.0], 0.25, atol=0.09)
 
 
 def test_the_recorded_time_is_of_all_sittings_together(workspace: Workspace) -> None:

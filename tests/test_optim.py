@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from drama.config import Preset
+from drama.model.sequence.mamba2 import GatedRMSNorm
+from drama.model.world_model import WorldModel
 from drama.settings import OptimiserSettings
-from drama.training.optim import LaProp
+from drama.training.optim import LaProp, is_spared
 
 MakeSettings = Callable[..., OptimiserSettings]
 
@@ -36,7 +38,7 @@ def parameter(values: list[float]) -> nn.Parameter:
     return nn.Parameter(torch.tensor(values))
 
 
-def apply(optimiser: LaProp, gradients: list[list[float] | None]) -> None:
+def apply(optimiser: LaProp, gradients: list[Any]) -> None:
     for p, gradient in zip(optimiser.parameters, gradients, strict=True):
         p.grad = None if gradient is None else torch.tensor(gradient)
     optimiser.step()
@@ -67,6 +69,46 @@ def test_published_constants(preset: Callable[..., Preset]) -> None:
         assert (settings.beta1, settings.beta2, settings.epsilon) == (0.9, 0.999, 1e-20)
         assert (settings.learning_rate, settings.warmup_updates) == (4e-5, 1000)
         assert (settings.clip_norm, settings.weight_decay) == (clip, decay)
+
+
+def test_spared_parameters_keep_their_value(make_settings: MakeSettings) -> None:
+    """Three updates without a gradient at decay 1/2: an eighth is left of what is not spared."""
+    names = ("mixer.A_log", "mixer.D", "mixer.dt_bias", "norm.weight", "norm.bias", "conv.bias")
+    left = {"norm.bias": 0.125, "conv.bias": 0.125, "matrix.weight": 0.125}
+    for spares in ("nothing", "gains_and_dynamics"):
+        parameters = {name: parameter([2.0, -4.0]) for name in names}
+        parameters["matrix.weight"] = nn.Parameter(torch.tensor([[2.0, -4.0]]))
+        optimiser = LaProp(parameters, make_settings(weight_decay=0.5, decay_spares=spares))
+        for _ in range(3):
+            apply(optimiser, [[[0.0, 0.0]] if p.ndim == 2 else [0.0, 0.0] for p in
+                              parameters.values()])  # fmt: skip
+        for name, p in parameters.items():
+            share = 0.125 if spares == "nothing" else left.get(name, 1.0)
+            assert p.flatten().tolist() == [2.0 * share, -4.0 * share], (spares, name)
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "mamba", "transformer", "gru", "rwkv"])
+def test_what_is_spared_are_gains_and_dynamics(preset: Callable[..., Preset], kind: str) -> None:
+    """By the layers' types: every norm's gain, and what mamba_ssm marks in a Mamba block."""
+    overrides = {"sequence_model": {"kind": kind}}
+    model = WorldModel(preset("quick", overrides).settings(), actions=3)
+    norms = (nn.RMSNorm, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, GatedRMSNorm)
+    gains = {f"{n}.weight" for n, layer in model.named_modules() if isinstance(layer, norms)}
+    marked = {"mamba2": ("A_log", "D", "dt_bias"), "mamba": ("A_log", "D")}.get(kind, ())
+    blocks = preset("quick").sequence_model.blocks
+    dynamics = {f"sequence.mixers.{b}.{name}" for b in range(blocks) for name in marked}
+    spared = {name for name, p in model.named_parameters() if is_spared(name, p)}
+    assert spared == gains | dynamics and len(gains) > 5
+
+
+def test_nothing_is_spared_where_nothing_is_said(
+    preset: Callable[..., Preset], make_settings: MakeSettings
+) -> None:
+    """xs, s and every toy; then the decayed are all parameters, in the one order of the others."""
+    for name in ("xs", "s", "quick", "laptop", "catch", "xs-as-published"):
+        assert preset(name).world_model.optimiser.decay_spares == "nothing"
+    optimiser = LaProp({"norm.weight": parameter([1.0]), "D": parameter([1.0])}, make_settings())
+    assert all(a is b for a, b in zip(optimiser.decayed, optimiser.parameters, strict=True))
 
 
 def test_first_step_is_the_rate_whatever_the_gradient(make_settings: MakeSettings) -> None:

@@ -224,6 +224,23 @@ def test_a_game_without_reference_is_shown_raw(full: Report) -> None:
     assert table["human_normalised_score"].to_pylist()[1:] == [None, None]
 
 
+def test_an_atari_game_outside_the_benchmark_is_shown_raw(tmp_path: Path) -> None:
+    """Beside others it counts nowhere; under an ablation's preset, which is named."""
+    returns = {"Krull": [[9000.0] * 100], "SpaceInvaders": [[500.0] * 100]}
+    results = tmp_path / "xs-as-published"
+    write_results(results, returns, preset="xs-as-published", complete=True, steps=PROTOCOL_STEPS)
+    report = write_report(results)
+    words = Page(report.path.read_text(encoding="utf-8")).words
+    assert "SpaceInvaders: no published reference values" in words
+    assert report.aggregates is not None and report.aggregates.games == 1
+    assert report.label is None and "preset xs-as-published" in words
+    rows = list(csv.DictReader((report.path.parent / "scores.csv").read_text().splitlines()))
+    assert [row["human_normalised_score"] == "" for row in rows] == [False, True]
+    assert rows[1]["mean_return"] == "500.0" and rows[1]["preset"] == "xs-as-published"
+    text = (report.path.parent / "report.md").read_text(encoding="utf-8")
+    assert "`xs-as-published`" in text and "reproduction" not in text.lower()
+
+
 def test_a_report_without_any_reference(tmp_path: Path) -> None:
     report = write_report(write_results(tmp_path / "quick", {"Catch8": [[1.0, -1.0]]}))
     page = Page(report.path.read_text(encoding="utf-8"))

@@ -214,12 +214,31 @@ def test_all_130_runs_are_planned_at_once(workspace: Workspace) -> None:
         "training.total_steps=99999", "training.total_steps=200000", "evaluation.episodes=99",
         "environment.max_frames=10000", "environment.action_repeat=2", "environment.actions=full",
         "replay.shuffle_rewards=true", "complete_protocol=false",
+        "environment.repeat_action_probability=0.25", "environment.no_op_starts=30",
+        "environment.life_loss_terminates=nothing", "environment.life_loss_terminates=episode",
+        "behaviour.temperature=2", "behaviour.epsilon=0.01",
     ],
 )  # fmt: skip
 def test_a_run_that_departs_from_the_protocol_is_not_called_complete(assignment: str) -> None:
     layer = parse_assignment(assignment)
     assert is_complete_protocol(load_preset("xs", folder=PRESETS))
     assert not is_complete_protocol(load_preset("xs", layer, folder=PRESETS))
+
+
+@pytest.mark.parametrize("name", ["xs-as-published", "xs-exempt-decay"])
+def test_an_ablation_of_learning_keeps_to_the_protocol(name: str) -> None:
+    assert is_complete_protocol(load_preset(name, folder=PRESETS))
+
+
+@pytest.mark.parametrize(("games", "complete"), [
+    (["Pong", "SpaceInvaders"], True), (["Pong", "Catch8"], False),
+])  # fmt: skip
+def test_a_game_beside_the_benchmark_must_be_played_by_its_protocol(
+    workspace: Workspace, games: list[str], complete: bool
+) -> None:
+    made = planned(preset="xs", games=games)
+    report = json.loads((made.results / "recipes/report.json").read_text())
+    assert report["complete_protocol"] is complete
 
 
 def test_toy_presets_are_never_complete() -> None:

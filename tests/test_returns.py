@@ -32,6 +32,18 @@ def test_by_hand_with_termination() -> None:
     torch.testing.assert_close(returns, torch.tensor([[1 + (3 + 2) / 4, 2.0, 5 + 8 / 2]]))
 
 
+def test_by_hand_as_published() -> None:
+    """V_t instead of V_{t+1}: G_1 = 2 + (3 + 4)/4 = 3.75, G_0 = 1 + (100 + 3.75)/4.
+
+    After an end neither counts; the last return is still followed by the last value.
+    """
+    values = torch.tensor([[100.0, 3.0, 4.0], [100.0, 3.0, 4.0]])
+    ended = torch.tensor([[False, False], [True, False]])
+    rewards = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
+    returns = lambda_return(rewards, ended, values, 0.5, 0.5, as_published=True)
+    torch.testing.assert_close(returns, torch.tensor([[26.9375, 3.75], [1.0, 3.75]]))
+
+
 trajectory = st.integers(1, 12).flatmap(
     lambda horizon: st.fixed_dictionaries(
         {

@@ -57,6 +57,16 @@ def test_losing_a_life_ends_for_learning_and_the_frame_limit_does_not() -> None:
     assert batch.terminations.tolist() == [[False, False, True, True]]
 
 
+def test_lives_can_be_left_out_of_what_ends() -> None:
+    buffer = ReplayBuffer(3, SHAPE)
+    never = {"terminated": False, "truncated": False, "life_lost": False}
+    for change in ({"life_lost": True}, {"terminated": True}, {}):
+        buffer.append(transition(1, **{**never, **change}))
+    rows = torch.arange(3)[None]
+    batch = RingTensors(buffer, CPU, lives_end=False).read(rows, rows)
+    assert batch.terminations.tolist() == [[False, True, False]]
+
+
 def test_on_a_cpu_the_ring_itself_is_read() -> None:
     buffer = ReplayBuffer(4, SHAPE)
     ring = RingTensors(buffer, CPU)

@@ -182,6 +182,7 @@ class Behaviour(nn.Module):
             values,
             self.settings.discount,
             self.settings.lambda_,
+            as_published=self.settings.as_published,
         )
 
     @torch.no_grad()

@@ -140,8 +140,23 @@ class Agent(nn.Module):
         return actions
 
     @torch.no_grad()
-    def decide(
+    def explore(
         self, frames: Tensor, latents: Tensor, actions: Tensor, lengths: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Decide as `decide` does, with the temperature that is set for acting while training."""
+        temperature = self.settings.behaviour.temperature
+        return self.decide(frames, latents, actions, lengths, noise, temperature=temperature)
+
+    @torch.no_grad()
+    def decide(
+        self,
+        frames: Tensor,
+        latents: Tensor,
+        actions: Tensor,
+        lengths: Tensor,
+        noise: Tensor,
+        *,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Look at the current frames and decide what the policy would do.
 
@@ -153,6 +168,7 @@ class Agent(nn.Module):
             actions: int64 [E, W].
             lengths: steps in each window, at least 1, int64 [E].
             noise: Exponential(1) [E, 2, K, C].
+            temperature: of the policy that the sampled action is drawn from.
 
         Returns:
             int64 [E, 2 + K]: the most probable action, a sampled one, and the class indices of a
@@ -168,5 +184,5 @@ class Agent(nn.Module):
         on_prior = self.settings.behaviour.act_on == "prior"
         states = join_state(predicted if on_prior else encoded, d)
         logits = actor(states)
-        choices = torch.stack([logits.argmax(-1), actor.draw(logits)], -1)  # [E, 2]
+        choices = torch.stack([logits.argmax(-1), actor.draw(logits / temperature)], -1)  # [E, 2]
         return torch.cat([choices, encoded.argmax(-1)], -1)

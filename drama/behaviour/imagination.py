@@ -44,6 +44,8 @@ def imagine(
     actions: Tensor,
     horizon: int,
     places: Tensor | None = None,
+    *,
+    as_published: bool = False,
 ) -> Trajectories:
     """Roll the policy out in the world model, from real contexts.
 
@@ -57,22 +59,24 @@ def imagine(
         actions: contexts, int64 [B, L].
         horizon: H, imagined steps.
         places: as for `WorldModel.observe`.
+        as_published: read reward and termination from the state before the imagined action, as
+            the authors' published code does.
     """
     assert not world_model.training, "imagination uses running statistics: call eval() first"
     latents, d, memory = world_model.observe(frames, actions, places)
     states = [join_state(latents, d)]  # each [B, Z + D]
     taken: list[Tensor] = []  # each [B]
-    outcomes: list[Tensor] = []  # each [B, D]
+    dynamics = [d]  # d_0 ... d_H, each [B, D]
     for _ in range(horizon):
         action = policy(states[-1])
         latents, d, memory = world_model.imagine_step(latents, action, memory)
         taken.append(action)
-        outcomes.append(d)
+        dynamics.append(d)
         states.append(join_state(latents, d))
-    after = torch.stack(outcomes, 1)  # [B, H, D]
+    read = torch.stack(dynamics[:-1] if as_published else dynamics[1:], 1)  # [B, H, D]
     return Trajectories(
         states=torch.stack(states, 1),
         actions=torch.stack(taken, 1),
-        rewards=world_model.reward(after),
-        terminations=world_model.terminates(after),
+        rewards=world_model.reward(read),
+        terminations=world_model.terminates(read),
     )

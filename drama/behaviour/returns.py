@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 
 def lambda_return(
-    rewards: Tensor, terminations: Tensor, values: Tensor, discount: float, lambda_: float
+    rewards: Tensor,
+    terminations: Tensor,
+    values: Tensor,
+    discount: float,
+    lambda_: float,
+    *,
+    as_published: bool = False,
 ) -> Tensor:
     """Compute the lambda-return of imagined trajectories.
 
@@ -19,6 +25,7 @@ def lambda_return(
         values: V_0 ... V_H, [B, H + 1].
         discount: gamma.
         lambda_: 0 gives one-step targets, 1 gives discounted sums.
+        as_published: V_t in place of V_{t+1}, as the authors' published code has it.
 
     Returns:
         G_0 ... G_{H-1}, [B, H].
@@ -27,10 +34,11 @@ def lambda_return(
     assert terminations.shape == (batch, horizon), f"terminations {tuple(terminations.shape)}"
     assert values.shape == (batch, horizon + 1), f"values {tuple(values.shape)}"
     going_on = discount * (1 - terminations.to(rewards.dtype))  # [B, H]
+    bootstraps = values[:, :-1] if as_published else values[:, 1:]  # [B, H]
     following = values[:, -1]  # [B]
     returns: list[Tensor] = []
     for t in reversed(range(horizon)):
-        mixed = (1 - lambda_) * values[:, t + 1] + lambda_ * following
+        mixed = (1 - lambda_) * bootstraps[:, t] + lambda_ * following
         following = rewards[:, t] + going_on[:, t] * mixed
         returns.append(following)
     return torch.stack(returns[::-1], 1)

@@ -3,18 +3,21 @@
 One agent step repeats an action for `action_repeat` raw frames and shows the pixel-wise maximum of
 the last two, resized by area interpolation. Rewards are summed and not clipped. The repeat ends
 early when a life is lost or the game ends. An episode is truncated at `max_frames` raw frames.
-Actions are never sticky, there are no no-op starts, and the game is reset only when over.
+Actions are sticky and games begin with no-ops only where the settings ask for it, which the
+protocol does not. The game is reset only when over.
 
 Saving. ale-py 0.12 leaves the video chip's frame buffers and its partial-frame flag out of a
 serialised emulator: a restored Qbert plays on differently, a restored Amidar can show a wrong
 frame. A reset, however, puts the whole console into a known state. So a saved game is the emulator
 as it was before the last reset, its generator included, and the actions played since: loading
 resets and replays them (at most max_frames raw frames, some 50 microseconds each), then holds the
-outcome against the emulator as it was when saved.
+outcome against the emulator as it was when saved. Which actions stick is up to the emulator's
+generator, so a replay repeats that, too; how many no-ops a game begins with, to `np_random`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -26,7 +29,8 @@ import numpy as np
 from drama.env.base import AgentEnvironment, Frame, State, Step, check_state
 from drama.settings import EnvironmentSettings
 
-_STATE_KEYS = frozenset({"game", "before_reset", "played", "emulator", "reset_due"})
+NO_OP = ale_py.Action.NOOP.value
+_STATE_KEYS = frozenset({"game", "before_reset", "played", "emulator", "reset_due", "random_state"})
 
 
 class Emulator(Protocol):
@@ -54,11 +58,18 @@ class Console(Protocol):
     def close(self) -> None: ...
 
 
-def open_console(game: str) -> Console:
-    """Open one Atari game: one raw frame per action, no sticky actions, no frame limit of its own.
+def atari_names() -> list[str]:
+    """Return the names of ale-py's games, as in `ALE/<name>-v5`, in alphabetical order."""
+    gymnasium.register_envs(ale_py)
+    return sorted(spec.name for spec in gymnasium.registry.values() if spec.namespace == "ALE")
+
+
+def open_console(game: str, repeat_action_probability: float = 0.0) -> Console:
+    """Open one Atari game: one raw frame per action, no frame limit of its own.
 
     Args:
         game: the game's name in Gymnasium's `ALE/<game>-v5`.
+        repeat_action_probability: of sticky actions, for every raw frame.
     """
     # Before the first emulator exists: the banner is printed when it is made.
     ale_py.ALEInterface.setLoggerMode(cast(Any, ale_py.LoggerMode.Error))
@@ -66,7 +77,7 @@ def open_console(game: str) -> Console:
     environment = gymnasium.make(
         f"ALE/{game}-v5",
         frameskip=1,
-        repeat_action_probability=0.0,
+        repeat_action_probability=repeat_action_probability,
         max_num_frames_per_episode=0,
         disable_env_checker=True,
     )
@@ -88,12 +99,15 @@ class Atari(AgentEnvironment):
 
         Args:
             game: the game's name in Gymnasium's `ALE/<game>-v5`.
-            settings: action repeat, image size in pixels, episode cap in raw frames, action set.
+            settings: action repeat, image size in pixels, episode cap in raw frames, action set,
+                sticky actions, no-op starts.
             console: the machine to play on; by default ale-py's, as `open_console` sets it up.
         """
         self._game = game
         self._settings = settings
-        self._console: Console | None = console if console is not None else open_console(game)
+        if console is None:
+            console = open_console(game, settings.repeat_action_probability)
+        self._console: Console | None = console
         emulator = self._console.ale
         minimal = settings.actions == "minimal"
         actions = emulator.getMinimalActionSet() if minimal else emulator.getLegalActionSet()
@@ -120,11 +134,12 @@ class Atari(AgentEnvironment):
         """Start a new game.
 
         Args:
-            seed: seeds the emulator anew; without one its generator continues.
+            seed: seeds emulator and no-op starts anew; without one their generators continue.
             options: not used.
 
         Returns:
-            The first frame, uint8 [image_size, image_size, 3], and the info.
+            The first frame (the last no-op's, where there are any), uint8 [image_size,
+            image_size, 3], and the info.
         """
         super().reset(seed=seed)
         emulator = self._emulator()
@@ -132,9 +147,13 @@ class Atari(AgentEnvironment):
             assert self._console is not None
             self._console.seed_game(seed)
             self._console.load_game()  # a seed takes effect when the game is loaded
-        self._before_reset = emulator.cloneState(include_rng=True)
-        self._played = bytearray()
-        emulator.reset_game()
+        self._restart(emulator)
+        most = self._settings.no_op_starts
+        for _ in range(self.np_random.integers(1, most + 1) if most else 0):
+            emulator.act(NO_OP)
+            self._played.append(NO_OP)
+            if emulator.game_over(with_truncation=False):
+                self._restart(emulator)
         self._begin(emulator)
         return self._resized(self._screens[self._latest]), self._info(life_lost=False)
 
@@ -180,7 +199,8 @@ class Atari(AgentEnvironment):
 
         Returns:
             game (str), before_reset and emulator (uint8 [bytes]: ale-py's serialised states,
-            generator included), played (uint8 [raw frames]: action codes), reset_due (bool).
+            generator included), played (uint8 [raw frames]: action codes), reset_due (bool),
+            random_state (str: that of `np_random` as JSON).
         """
         return {
             "game": self._game,
@@ -188,6 +208,7 @@ class Atari(AgentEnvironment):
             "played": np.frombuffer(bytes(self._played), np.uint8).copy(),
             "emulator": np.frombuffer(self._serialised(), np.uint8).copy(),
             "reset_due": self._reset_due,
+            "random_state": json.dumps(self.np_random.bit_generator.state),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -202,6 +223,7 @@ class Atari(AgentEnvironment):
         """
         check_state(state, self._game, _STATE_KEYS)
         emulator = self._emulator()
+        self.np_random.bit_generator.state = json.loads(state["random_state"])
         self._before_reset = ale_py.ALEState(_bytes(state["before_reset"]))
         self._played = bytearray(_bytes(state["played"]))
         self._reset_due = True
@@ -225,6 +247,11 @@ class Atari(AgentEnvironment):
         if self._console is not None:
             self._console.close()
             self._console = None
+
+    def _restart(self, emulator: Emulator) -> None:
+        self._before_reset = emulator.cloneState(include_rng=True)
+        self._played = bytearray()
+        emulator.reset_game()
 
     def _begin(self, emulator: Emulator) -> None:
         self._fetch_screen(emulator)

@@ -24,8 +24,8 @@ class AgentEnvironment(gymnasium.Env[Frame, int]):
     """A Gymnasium environment whose continuation can be saved and taken up again.
 
     Observations are RGB uint8 [image_size, image_size, 3], a new array each time. `terminated` is
-    true only when the game is over; `info["life_lost"]` (bool) tells of a lost life, which the
-    agent stores as a termination while the game goes on. Seeded by the first `reset(seed=...)`;
+    true only when the game is over; `info["life_lost"]` (bool) tells of a lost life, and the game
+    goes on: what else that ends, the training loop decides. Seeded by the first `reset(seed=...)`;
     a `reset()` without a seed continues the environment's own generator.
     """
 

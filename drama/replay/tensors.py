@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     """Windows of consecutive transitions.
 
     frames uint8 [B, L, H, W, C]; actions int64 [B, L]; rewards float32 [B, L]; terminations bool
-    [B, L], true where the game or a life ended.
+    [B, L], true where the game ended, or a life if that counts.
     """
 
     frames: Tensor
@@ -36,12 +36,18 @@ class RingTensors:
         buffer: the ring.
         device: where batches are wanted.
         copies: whether to keep a copy; by default only where memory cannot be shared.
+        lives_end: whether a lost life is a termination.
     """
 
     def __init__(
-        self, buffer: ReplayBuffer, device: torch.device, *, copies: bool | None = None
+        self,
+        buffer: ReplayBuffer,
+        device: torch.device,
+        *,
+        copies: bool | None = None,
+        lives_end: bool = True,
     ) -> None:
-        self.buffer = buffer
+        self.buffer, self.lives_end = buffer, lives_end
         self.copies = device.type != "cpu" if copies is None else copies
         self._source = {name: torch.from_numpy(buffer.ring()[name]) for name in READ}
         self._ring = self._source
@@ -92,9 +98,12 @@ class RingTensors:
             reward_rows: the rows that rewards are read from, int64 [B, L].
         """
         ring = self._ring
+        terminations = ring["terminated"][rows]
+        if self.lives_end:
+            terminations = terminations | ring["life_lost"][rows]
         return Batch(
             frames=self.frames(rows),
             actions=self.actions(rows),
             rewards=ring["reward"][reward_rows],
-            terminations=ring["terminated"][rows] | ring["life_lost"][rows],
+            terminations=terminations,
         )

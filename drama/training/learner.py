@@ -90,6 +90,7 @@ class Learner:
                 self.ring.actions(rows),
                 self.settings.behaviour.horizon,
                 places,
+                as_published=self.settings.behaviour.as_published,
             )
             losses = behaviour.loss(trajectories)
         norm = self.behaviour_optimiser.minimise(losses.total)

@@ -105,13 +105,14 @@ class Trainer:
             settings.behaviour.contexts / settings.world_model.batch_size,
             np.random.default_rng(streams[3]),
         )
-        self.ring = RingTensors(self.buffer, runtime.device)
+        lives = settings.environment.life_loss_terminates
+        self.ring = RingTensors(self.buffer, runtime.device, lives_end=lives != "nothing")
         self.learner = Learner(self.agent, settings, self.ring, runtime.device, plain=runtime.plain)
         records = runtime.device.type == "cuda" and not runtime.plain
         self.graph_memory = torch.cuda.graph_pool_handle() if records else None
         self.update_world_model = self.recorded(self.learner.update_world_model)
         self.update_behaviour = self.recorded(self.learner.update_behaviour)
-        self.decide = self.recorded(self.agent.decide)
+        self.decide = self.recorded(self.agent.explore)
         self.shards = ShardWriter(folder / REPLAY)
         self.window = self.agent.new_window(1)
         self.world_model_metrics = Window(WORLD_MODEL_METRICS)
@@ -163,7 +164,7 @@ class Trainer:
         """Take one step in the game and remember it."""
         exploring = self.step < self.settings.training.random_steps
         random_action = self.random_actions.integers(self.agent.actions)
-        decided = exploring or self.episode_length == 0
+        decided = exploring or self.episode_length == 0 or self.ignores_policy()
         action = self.agent.act(
             self.window,
             np.array([0]),
@@ -185,8 +186,16 @@ class Trainer:
         self.step += 1
         self.episode_return += float(reward)
         self.episode_length += 1
-        if terminated or truncated:
+        ended_early = (
+            info["life_lost"] and self.settings.environment.life_loss_terminates == "episode"
+        )
+        if terminated or truncated or ended_early:
             self.end_episode(truncated, reporter)
+
+    def ignores_policy(self) -> bool:
+        """Say whether `epsilon` has this action drawn at random; draws nothing where it is 0."""
+        epsilon = self.settings.behaviour.epsilon
+        return epsilon > 0 and self.random_actions.random() < epsilon
 
     def end_episode(self, truncated: bool, reporter: Reporter) -> None:
         """Note a finished episode and begin the next."""

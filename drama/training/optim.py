@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from drama.settings import OptimiserSettings
 
+DYNAMICS = ("A_log", "D", "dt_bias")
+"""What mamba_ssm marks `_no_weight_decay`: a Mamba's decay rates, skip weights and step sizes."""
+
 
 class LaProp:
     """LaProp (Ziyin, Wang, Ueda 2020): momentum over gradients that are normalised first.
@@ -19,7 +22,8 @@ class LaProp:
         theta_t = theta - rate_t m_t / (1 - beta1^t)
 
     Gradients are scaled down to `clip_norm` before; weight decay removes a fixed share of every
-    parameter, not scaled by the rate; the rate rises linearly over `warmup_updates`.
+    parameter that `decay_spares` does not spare, not scaled by the rate; the rate rises linearly
+    over `warmup_updates`.
 
     Args:
         parameters: by name, so that a saved state can be matched.
@@ -30,6 +34,10 @@ class LaProp:
         self.settings = settings
         self.names = list(parameters)
         self.parameters: list[Tensor] = list(parameters.values())
+        spares = settings.decay_spares != "nothing"
+        self.decayed: list[Tensor] = [
+            p for n, p in parameters.items() if not (spares and is_spared(n, p))
+        ]
         self.averages = [torch.zeros_like(p) for p in self.parameters]
         self.squares = [torch.zeros_like(p) for p in self.parameters]
         # Counted on the device: a recorded update must count on, though Python does not run.
@@ -74,7 +82,7 @@ class LaProp:
         torch._foreach_mul_(self.averages, settings.beta1)
         torch._foreach_addcdiv_(self.averages, gradients, scale, 1 - settings.beta1)
         if settings.weight_decay:
-            torch._foreach_mul_(self.parameters, 1 - settings.weight_decay)
+            torch._foreach_mul_(self.decayed, 1 - settings.weight_decay)
         torch._foreach_sub_(self.parameters, torch._foreach_mul(self.averages, step_size))
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,3 +106,12 @@ class LaProp:
             for name, tensor in zip(self.names, target, strict=True):
                 tensor.copy_(torch.as_tensor(saved[name]))
         self.updates.fill_(int(state["updates"]))
+
+
+def is_spared(name: str, parameter: Tensor) -> bool:
+    """Say whether `gains_and_dynamics` spares a parameter: a norm's gain, or Mamba's dynamics.
+
+    Every other layer's weight is a matrix at least, so a vector of that name is a gain.
+    """
+    own = name.rpartition(".")[2]
+    return own in DYNAMICS or (own == "weight" and parameter.ndim == 1)
