@@ -192,7 +192,7 @@ def test_reconstruction_loss_by_hand() -> None:
     """Summed over pixels and channels, averaged over images."""
     left, right = torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 2, 2)
     left[0, 0, 0, 0], left[0, 2, 1, 1], right[3, 1, 0, 1] = 2, 1, 1
-    assert reconstruction_loss(left, right) == (4 + 1 + 1) / 4
+    assert reconstruction_loss(left, right).item() == pytest.approx((4 + 1 + 1) / 4)
     with pytest.raises(AssertionError):
         reconstruction_loss(torch.zeros(1, 3, 2, 2), right)
 

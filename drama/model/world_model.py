@@ -234,7 +234,7 @@ def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
     assert reconstruction.shape == pixels.shape, (
         f"reconstruction {tuple(reconstruction.shape)} against pixels {tuple(pixels.shape)}"
     )
-    # Flat, in the order of memory: summed over four dimensions, it takes ten times as long on a CPU.
+    # Flat, in the order of memory: summed over four dimensions, a CPU takes ten times as long.
     difference = (reconstruction.float() - pixels).permute(0, 2, 3, 1).flatten()
     return torch.linalg.vector_norm(difference).square() / len(pixels)
 
