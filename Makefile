@@ -48,9 +48,10 @@ test-cluster: setup ## real Slurm, Apptainer and ssh, with kills; needs root on 
 	@tests/cluster/install
 	@OMP_NUM_THREADS=1 pytest -q tests/cluster
 
-bench: setup ## measure speed and growth; BENCH=part,part PUBLISHED=checkout BASELINE=keep
+bench: setup ## measure speed and growth; BENCH=part,part PUBLISHED=checkout AGAINST=commit BASELINE=keep
 	@python benchmarks/bench.py $(if $(BENCH),--parts '$(BENCH)') \
-	  $(if $(PUBLISHED),--published '$(PUBLISHED)') $(if $(filter keep,$(BASELINE)),--dry)
+	  $(if $(PUBLISHED),--published '$(PUBLISHED)') $(if $(AGAINST),--against '$(AGAINST)') \
+	  $(if $(filter keep,$(BASELINE)),--dry)
 
 lint: setup ## ruff, mypy and snakefmt
 	@ruff check .

@@ -1,6 +1,7 @@
 """Measure how fast everything is and how it grows, on whatever is there: `make bench`.
 
-    python benchmarks/bench.py [--parts NAME,...] [--device cpu|cuda] [--published CHECKOUT] [--dry]
+    python benchmarks/bench.py [--parts NAME,...] [--device cpu|cuda] [--published CHECKOUT]
+        [--against COMMIT] [--dry]
     python benchmarks/bench.py --markdown
 
 Parts run one after another; one that fails says so, and the rest go on. Figures are held against
@@ -80,6 +81,25 @@ def published(checkout: Path) -> Part:
     return Part(measure)
 
 
+def laptop(commit: str) -> Part:
+    """Return the part that times preset laptop, and an earlier commit's beside it."""
+
+    def measure(device: torch.device) -> Iterable[Figure]:
+        from laptop import gains
+
+        for part, before, now in gains(commit):
+            name = updates.PARTS.get(part, part)
+            for code, seconds in ((commit, before), ("now", now)):
+                yield Figure("laptop", name, {"code": code}, seconds, "s")
+            whole = f"one update of everything, preset laptop, one core, over commit {commit}"
+            yield Figure(
+                "laptop", f"{name}, now over {commit}", {}, before / now, "times as fast",
+                headline=whole if part == "together" else "",
+            )  # fmt: skip
+
+    return Part(measure, devices=("cpu",))
+
+
 def run(
     parts: dict[str, Part], device: torch.device, console: Console
 ) -> tuple[dict[str, records.Measured], list[str]]:
@@ -145,12 +165,15 @@ def choose(given: argparse.Namespace) -> dict[str, Part]:
     known = dict(PARTS)
     if given.published:
         known["published"] = published(given.published)
+    if given.against:
+        known["laptop"] = laptop(given.against)
     if not given.parts:
         return known
     names = given.parts.split(",")
     unknown = [name for name in names if name not in known]
     if unknown:
         hint = " (name a checkout with --published)" if "published" in unknown else ""
+        hint += " (name a commit with --against)" if "laptop" in unknown else ""
         print(f"no part {', '.join(unknown)}{hint}; parts are {', '.join(known)}", file=sys.stderr)
         raise SystemExit(2)
     return {name: known[name] for name in names}
@@ -162,6 +185,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", help=f"some of {','.join(PARTS)},published; by default all")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--published", type=Path, help="a checkout of the published code")
+    parser.add_argument("--against", help="a commit, to time preset laptop beside its own")
     parser.add_argument("--dry", action="store_true", help="leave the stored figures as they are")
     parser.add_argument("--markdown", action="store_true", help="print the stored figures' table")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where figures are stored")
@@ -173,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     if given.markdown:
         stored = [records.read(path) for path in sorted(given.results.glob("*.json"))]
-        order = [*PARTS, "published"]
+        order = [*PARTS, "laptop", "published"]
         devices = [{name: parts[name] for name in order if name in parts} for parts in stored]
         print(records.markdown(devices, training.headlines()), end="")
         return 0
