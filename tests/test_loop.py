@@ -196,6 +196,22 @@ def acting(workspace: Workspace, steps: int, *assignments: str) -> Trainer:
     return trainer
 
 
+@pytest.mark.parametrize("meaning", ["learning", "nothing", "episode"])
+def test_what_a_lost_life_terminates(workspace: Workspace, meaning: str) -> None:
+    trainer = acting(
+        workspace, 150, f"environment.life_loss_terminates={meaning}",
+        "environment.max_frames=108000", "replay.capacity=1000",
+    )  # fmt: skip
+    columns = trainer.buffer.columns(0, 150)
+    lost, over = np.flatnonzero(columns["life_lost"]), np.flatnonzero(columns["terminated"])
+    ended = np.flatnonzero(np.diff(columns["episode"]))
+    assert len(lost) > 2 and lost[-1] < 149
+    rows = torch.arange(150)[None]
+    told = np.flatnonzero(trainer.ring.read(rows, rows).terminations[0])
+    assert told.tolist() == (over if meaning == "nothing" else lost).tolist()
+    assert ended.tolist() == (lost if meaning == "episode" else over).tolist()
+
+
 def test_epsilon_mixes_in_uniform_actions_while_training(workspace: Workspace) -> None:
     """A policy that always wants action 1 gets it but for a share of epsilon * 3/4."""
     usual = Agent.explore
