@@ -12,7 +12,8 @@ Reading order:
 8. `recipes`     one file per run that says everything about it; fingerprints
 9. `report`      scores, figures, one page
 10. `artifacts`  what becomes of results: DVC, verification, status, the container's image
-11. `jobs`       training and evaluating one run; `gpus`, `slurm`: where that happens
+11. `jobs`       training and evaluating one run; `extensions`: going on with a finished one;
+    `gpus`, `slurm`: where that happens
 12. `cli`        the `drama` command
 
 An inner package never imports an outer one.

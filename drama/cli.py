@@ -126,15 +126,27 @@ def train(
             help="Take the plain path, with backend torch: slower, the same but for rounding.",
         ),
     ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, max=1_000_000_000, help="Go on with this finished run to so many."),
+    ] = None,
 ) -> None:
     """Train one run from its recipe; the same command goes on where it stopped.
+
+    With `--steps`, a finished run is gone on with: as another run, with a recipe and a fingerprint
+    of its own, in `results/<preset>-to<steps>/`. The finished one stays as it is.
 
     Everything goes to `results/<preset>/runs/<Game>/seed<k>/`; `run-<fingerprint>.json` is written
     last and says that the run is whole. SIGTERM and Ctrl-C save and exit with code 75. Another run
     found in the folder is moved to `results/<preset>/superseded/`, never overwritten.
     """
     with stop_at_once():
-        files = read_recipe(recipe)
+        if steps is None:
+            files = read_recipe(recipe)
+        else:
+            from drama.extensions import extend
+
+            files = extend(recipe, steps)
         from drama.jobs import train_run
         from drama.training.loop import Runtime
 

@@ -15,7 +15,7 @@ from drama.errors import DramaError
 from drama.evaluation import load_agent, play, write_evaluation
 from drama.model.sequence import kernels
 from drama.recipes import EvaluationFiles, RunFiles
-from drama.runs import is_whole, locked, make_current, write_record
+from drama.runs import SHORT, is_whole, locked, make_current, write_record
 from drama.settings import Backend
 from drama.training.loop import CHECKPOINT, Runtime, train
 
@@ -56,6 +56,7 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
 
     Raises:
         ConfigurationError: when the backend cannot be used.
+        RunIncomplete: when it goes on from another run, and that one's checkpoint is not here.
         Stopped: when it was asked to stop; the same call goes on.
         TrainingFailed, CheckpointError: when it cannot go on.
     """
@@ -64,6 +65,7 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
         if run.record.exists():
             _say(f"{run.record}: this run is whole already")
             return
+        _check_taken_over(run)
         backend = runtime.choose_backend(run.recipe.settings.sequence_model)
         _say(f"Sequence backend: {backend}")
         keep_freed_memory()
@@ -79,6 +81,18 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
             image=running_digest(),
         )
         _say(f"{run.record}: trained in {status.wall_seconds / 60:.1f} min")
+
+
+def _check_taken_over(run: RunFiles) -> None:
+    """Refuse to begin at step 0 what goes on from another run."""
+    if run.recipe.ancestor is None or (run.folder / CHECKPOINT).exists():
+        return
+    steps = run.recipe.settings.training.total_steps
+    raise RunIncomplete(
+        f"{run.folder / CHECKPOINT}: not here, and this run goes on from run "
+        f"{run.recipe.ancestor[:SHORT]}, not from step 0. Put it back; or move the run's folder "
+        f"away if there is one, and give `drama train --steps {steps}` with that run's recipe"
+    )
 
 
 def evaluate_run(

@@ -126,27 +126,28 @@ def plan(
                 code=run_code,
                 runtime=runtime,
             )
-            text = canonical_json(recipe.model_dump(mode="json", by_alias=True))
+            text = recipe_text(recipe)
             evaluation = evaluation_text(sha256_text(text), preset.evaluation, evaluation_code)
-            run = _planned(results, game, seed, sha256_text(text), sha256_text(evaluation))
+            run = planned_run(results, game, seed, sha256_text(text), sha256_text(evaluation))
             texts |= {run.recipe: text, evaluation_recipe(run.recipe): evaluation}
             runs.append(run)
-    report = _report_text(wanted.preset, complete, runs, results)
+    report = report_text(wanted.preset, complete, runs, results)
     texts[results / "recipes" / "report.json"] = report
     if write:
-        _write_plan(texts, runs)
+        write_changed(texts)
+        for run in runs:
+            restore(run.folder, run.fingerprint)
     stamp = results / "report" / f"report-{sha256_text(report)[:SHORT]}.json"
     return Plan(
         wanted.preset, wanted.device, wanted.backend, wanted.runs_per_gpu, results, runs, stamp
     )
 
 
-def _write_plan(texts: Mapping[Path, str], runs: Iterable[PlannedRun]) -> None:
+def write_changed(texts: Mapping[Path, str]) -> None:
+    """Write every file whose text is not there yet."""
     for path, text in texts.items():
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
-    for run in runs:
-        restore(run.folder, run.fingerprint)
 
 
 def _presets(
@@ -157,7 +158,10 @@ def _presets(
         yield game, load_preset(wanted.preset, layer, *settings)
 
 
-def _planned(results: Path, game: str, seed: int, fingerprint: str, evaluation: str) -> PlannedRun:
+def planned_run(
+    results: Path, game: str, seed: int, fingerprint: str, evaluation: str
+) -> PlannedRun:
+    """Return a run of a preset's results by its and its evaluation's fingerprints."""
     folder = results / "runs" / game / f"seed{seed}"
     return PlannedRun(
         game=game,
@@ -192,6 +196,11 @@ def is_complete_protocol(preset: Preset) -> bool:
     )
 
 
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe's file; its SHA-256 is the run's fingerprint."""
+    return canonical_json(recipe.model_dump(mode="json", by_alias=True))
+
+
 def evaluation_recipe(recipe: Path) -> Path:
     """Return where the evaluation's recipe lies: beside the run's."""
     return recipe.with_suffix(".evaluation.json")
@@ -204,7 +213,8 @@ def evaluation_text(fingerprint: str, settings: EvaluationSettings, code: str) -
     )
 
 
-def _report_text(preset: str, complete: bool, runs: Iterable[PlannedRun], results: Path) -> str:
+def report_text(preset: str, complete: bool, runs: Iterable[PlannedRun], results: Path) -> str:
+    """Return recipes/report.json; its SHA-256 is the report's fingerprint."""
     return canonical_json(
         {
             "format": 1,
@@ -243,35 +253,58 @@ class RunFiles:
         return self.folder / f"run-{self.fingerprint[:SHORT]}.json"
 
 
-def read_recipe(path: Path) -> RunFiles:
+def read_recipe(path: Path, renewal: str | None = None) -> RunFiles:
     """Read a recipe and check that today's code and lock file are those it names.
+
+    Args:
+        path: the recipe.
+        renewal: what to do when they are not, instead of making the recipe anew.
 
     Raises:
         ConfigurationError: when it is not a recipe, or of other code or library versions.
     """
     recipe, text = read_recipe_text(path)
     place = Path("recipes", recipe.game, f"seed{recipe.seed}.json")
-    absolute = path.absolute()
-    if absolute.parts[-3:] != place.parts:
+    folder = "<preset>" if recipe.ancestor is None else extended_preset(recipe)
+    parts = path.absolute().parts
+    if parts[-3:] != place.parts or (recipe.ancestor and parts[-4] != folder):
         raise ConfigurationError(
             f"{path}: this recipe is of {recipe.game}, seed {recipe.seed}; it belongs to "
-            f"results/<preset>/{place}, and its run's files beside that, in runs/"
+            f"results/{folder}/{place}, and its run's files beside that, in runs/"
         )
+    renewal = renewal or _renewal(recipe)
     if recipe.code != code_hash(RUN_CODE):
         raise ConfigurationError(
             f"{path}: made for other code ({recipe.code[:SHORT]}; today's is "
-            f"{code_hash(RUN_CODE)[:SHORT]}). `drama plan` brings it up to date"
+            f"{code_hash(RUN_CODE)[:SHORT]}). {renewal}"
         )
     if LOCK_FILE.exists() and recipe.runtime != lock_hash(LOCK_FILE):
         raise ConfigurationError(
-            f"{path}: made for other library versions than {LOCK_FILE} pins. `drama plan` brings "
-            "it up to date"
+            f"{path}: made for other library versions than {LOCK_FILE} pins. {renewal}"
         )
-    results = absolute.parents[2]
+    return run_files(path, recipe, text)
+
+
+def run_files(path: Path, recipe: Recipe, text: str) -> RunFiles:
+    """Return the run of a recipe, whose files lie in runs/ beside recipes/."""
+    results = path.absolute().parents[2]
     if results.is_relative_to(Path.cwd()):  # short names in messages
         results = results.relative_to(Path.cwd())
     folder = results / "runs" / recipe.game / f"seed{recipe.seed}"
     return RunFiles(path, recipe, sha256_text(text), folder)
+
+
+def extended_preset(recipe: Recipe) -> str:
+    """Return what the results of longer runs are called, such as xs-to200000."""
+    return f"{recipe.preset}-to{recipe.settings.training.total_steps}"
+
+
+def _renewal(recipe: Recipe) -> str:
+    """Say what brings a recipe up to date."""
+    if recipe.ancestor is None:
+        return "`drama plan` brings it up to date"
+    steps = recipe.settings.training.total_steps
+    return f"`drama train --steps {steps}` with the recipe it went on from brings it up to date"
 
 
 @dataclass(frozen=True)
@@ -297,10 +330,10 @@ def read_evaluation_recipe(run: RunFiles) -> EvaluationFiles:
         settings = resolve(EvaluationSettings, [Layer(str(path), data["settings"])])
     except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
         raise ConfigurationError(
-            f"{path}: not an evaluation's recipe ({error}). `drama plan` writes it"
+            f"{path}: not an evaluation's recipe ({error}). {_renewal(run.recipe)}"
         ) from None
     if named != (run.fingerprint, code_hash(EVALUATION_CODE)):
-        raise ConfigurationError(f"{path}: out of date. `drama plan` brings it up to date")
+        raise ConfigurationError(f"{path}: out of date. {_renewal(run.recipe)}")
     fingerprint = sha256_text(text)
     name = f"evaluation-{fingerprint[:SHORT]}.parquet"
     return EvaluationFiles(settings, fingerprint, run.folder / name)

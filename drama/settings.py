@@ -38,6 +38,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Widths = Annotated[tuple[Size, ...], Field(min_length=1)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
@@ -184,6 +185,8 @@ class Recipe(Frozen):
         settings: every hyperparameter.
         code: hash of the run-defining code.
         runtime: hash of the lock file that pins what the code runs on.
+        ancestor: fingerprint of the finished run that this one goes on from; None, and not in the
+            file, for a run that begins at step 0.
     """
 
     format: Literal[1]
@@ -193,3 +196,4 @@ class Recipe(Frozen):
     settings: Settings
     code: str
     runtime: str
+    ancestor: Annotated[Fingerprint | None, Field(exclude_if=lambda value: value is None)] = None

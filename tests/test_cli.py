@@ -72,7 +72,18 @@ def test_help_names_the_commands_and_exit_codes(drama: Command) -> None:
     ("command", "explained"),
     [
         ("plan", ["--config", "--preset", "--games", "--seeds", "--set", "config/config.yaml"]),
-        ("train", ["recipe", "--device", "--backend", "--checkpoint-every", "75", "superseded"]),
+        (
+            "train",
+            [
+                "recipe",
+                "--device",
+                "--backend",
+                "--checkpoint-every",
+                "--steps",
+                "75",
+                "superseded",
+            ],
+        ),
         (
             "evaluate",
             ["recipe", "--device", "--backend", "--threads", "evaluation-<fingerprint>.parquet"],

@@ -481,6 +481,11 @@ def test_a_recipe_is_checked_like_configuration(tmp_path: Path) -> None:
     assert read_recipe_text(path) == (recipe, text)
     path.write_text(text.replace('"Pong"', '"SpaceInvaders"'))
     assert read_recipe_text(path)[0].game == "SpaceInvaders"
+    assert "ancestor" not in text, "a run that begins at step 0 has the recipe it always had"
+    longer = text.replace('"runtime":"r"', f'"runtime":"r","ancestor":"{"a" * 64}"')
+    path.write_text(longer)
+    assert read_recipe_text(path)[0] == recipe.model_copy(update={"ancestor": "a" * 64})
+    assert read_recipe_text(path)[0].model_dump_json(by_alias=True) == longer
     for old, new, said in (
         ('"Pong"', '"Pnog"', "game = 'Pnog': unknown game. Did you mean 'Pong'"),
         ('"seed":0', '"seed":-1', "seed: must be at least 0"),
@@ -488,6 +493,7 @@ def test_a_recipe_is_checked_like_configuration(tmp_path: Path) -> None:
         ('"horizon":5', '"horizont":5', "settings.behaviour.horizon"),
         ('"strides":[4,2,2]', '"strides":[4,2]', "as many world_model.strides (2) as"),
         ('"format":1', '"format":2', "format: "),
+        ('"runtime":"r"', '"runtime":"r","ancestor":"a/../b"', "ancestor: "),
         ("{", "", "not a recipe"),
     ):
         assert old in text

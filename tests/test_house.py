@@ -26,7 +26,7 @@ RANKS = {
     "training": 2,
     "config": 3, "evaluation": 3, "runs": 3,
     "recipes": 4, "gpus": 4, "slurm": 4,
-    "artifacts": 5, "report": 5, "jobs": 5,
+    "artifacts": 5, "report": 5, "jobs": 5, "extensions": 5,
     "cli": 6,
 }  # fmt: skip
 

@@ -160,14 +160,16 @@ def _check_artifacts(folder: Path, data: dict[str, Any], recipe: Recipe) -> int:
             missing.append(item["path"])
         elif path.stat().st_size != item["bytes"] or sha256_file(path) != item["sha256"]:
             changed.append(item["path"])
-    stage = f"train@{recipe.game}-{recipe.seed}"
+    pull = f"`dvc pull train@{recipe.game}-{recipe.seed}`"
+    if recipe.ancestor is not None:  # in results of its own, of which dvc.yaml knows nothing
+        pull = "put back a copy"
     if changed:
         raise Damaged(
-            f"not the recorded bytes: {_few(changed)}; remove them, then `dvc pull {stage}`, "
+            f"not the recorded bytes: {_few(changed)}; remove them, then {pull}, "
             "or `git checkout` for what git keeps"
         )
     if missing:
-        raise Missing(f"not here: {_few(missing)}; `dvc pull {stage}` where DVC keeps them")
+        raise Missing(f"not here: {_few(missing)}; {pull} where DVC keeps them")
     return len(data["artifacts"])
 
 
