@@ -103,6 +103,7 @@ class Agent(nn.Module):
         noise: Tensor | None = None,
         *,
         greedy: bool,
+        action_noise: Tensor | None = None,
         decide: Decide | None = None,
     ) -> np.ndarray:
         """Choose one action for each of E environments and remember the step in the window.
@@ -119,6 +120,8 @@ class Agent(nn.Module):
             noise: Exponential(1) draws [E, 2, K, C] for prior and posterior samples; by default
                 from torch's global generator.
             greedy: take the most probable action instead of a sample.
+            action_noise: Exponential(1) draws [E, A] for sampled actions; by default from torch's
+                global generator.
             decide: stands in for `Agent.decide`, such as a recording of it for this E.
 
         Returns:
@@ -133,6 +136,8 @@ class Agent(nn.Module):
             noise = torch.empty(len(rows), *self.noise_shape(), device=device).exponential_()
         given = frames, window.latents[rows], window.actions[rows], np.maximum(lengths, 1)
         tensors = [*map(torch.from_numpy, given), noise]
+        if action_noise is not None:
+            tensors.append(action_noise)
         decided = (decide or self.decide)(*(tensor.to(device) for tensor in tensors))
         chosen = decided.cpu().numpy()  # [E, 2 + K]
         actions = np.where(undecided, chosen[:, 0 if greedy else 1], random_actions)
@@ -141,7 +146,13 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def decide(
-        self, frames: Tensor, latents: Tensor, actions: Tensor, lengths: Tensor, noise: Tensor
+        self,
+        frames: Tensor,
+        latents: Tensor,
+        actions: Tensor,
+        lengths: Tensor,
+        noise: Tensor,
+        action_noise: Tensor | None = None,
     ) -> Tensor:
         """Look at the current frames and decide what the policy would do.
 
@@ -153,6 +164,7 @@ class Agent(nn.Module):
             actions: int64 [E, W].
             lengths: steps in each window, at least 1, int64 [E].
             noise: Exponential(1) [E, 2, K, C].
+            action_noise: Exponential(1) [E, A], or None for torch's global generator.
 
         Returns:
             int64 [E, 2 + K]: the most probable action, a sampled one, and the class indices of a
@@ -168,5 +180,5 @@ class Agent(nn.Module):
         on_prior = self.settings.behaviour.act_on == "prior"
         states = join_state(predicted if on_prior else encoded, d)
         logits = actor(states)
-        choices = torch.stack([logits.argmax(-1), actor.draw(logits)], -1)  # [E, 2]
+        choices = torch.stack([logits.argmax(-1), actor.draw(logits, action_noise)], -1)  # [E, 2]
         return torch.cat([choices, encoded.argmax(-1)], -1)
