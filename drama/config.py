@@ -41,7 +41,9 @@ WAYS: tuple[Actions, ...] = get_args(Actions)
 
 def _none_or_several(value: int) -> int:
     if value == 1:
-        raise ValueError("must be 0 (play all episodes) or at least 2: one alone is always the same")
+        raise ValueError(
+            "must be 0 (play all episodes) or at least 2: one alone is always the same"
+        )
     return value
 
 

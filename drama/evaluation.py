@@ -105,7 +105,7 @@ class Episode:
         return str(self.digest.hexdigest())[:16]
 
 
-def new_episode(run_seed: int, index: int, actions: Actions) -> Episode:
+def new_episode(run_seed: int, index: int, actions: Actions = "greedy") -> Episode:
     """Derive an episode's seeds from the run's seed and the episode's number."""
     sequence = np.random.SeedSequence([EVALUATION_STREAM, run_seed, index])
     emulator, latents, choices = sequence.spawn(3)
@@ -155,9 +155,7 @@ def play(agent: Agent, recipe: Recipe, settings: EvaluationSettings) -> list[Epi
     """
     finished: list[Episode] = []
     for actions in settings.ways:
-        episodes = [
-            new_episode(recipe.seed, index, actions) for index in range(settings.episodes)
-        ]
+        episodes = [new_episode(recipe.seed, index, actions) for index in range(settings.episodes)]
         first = settings.enough_same or settings.episodes
         played = _play(agent, recipe, episodes[:first], settings.environments)
         if len({episode.played for episode in played}) > 1:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drama.config import Actions, EvaluationSettings
-from drama.errors import DramaError
+from drama.config import Actions, EvaluationSettings, Layer, resolve
+from drama.errors import ConfigurationError, DramaError
 from drama.files import canonical_json, sha256_file, write_text
 
 NOTE = "evaluation.json"
@@ -121,8 +121,8 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         header = json.loads((table.schema.metadata or {})[b"drama"])
-        text = canonical_json({**BEFORE, **header["settings"]})
-        settings = EvaluationSettings.model_validate_json(text)
+        recorded = Layer("settings", {**BEFORE, **header["settings"]})
+        settings = resolve(EvaluationSettings, [recorded])
         rows = table.to_pylist()
         evaluation = Evaluation(
             run=str(header["run"]),
@@ -134,7 +134,14 @@ def read_evaluation(path: Path) -> Evaluation:
             played={way: _played(rows, way, settings) for way in settings.ways},
         )
         _check_whole(evaluation, header.get("played"))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ConfigurationError,
+        pa.ArrowException,
+    ) as error:
         raise EvaluationDamaged(
             f"{path}: not a whole evaluation ({type(error).__name__}: {error}); remove it and "
             "evaluate again"

@@ -2,7 +2,8 @@
 
 Both are asked of the run's own record. The files' checksums are held to those that
 run-<fingerprint>.json names. Then the checkpoint plays the recorded evaluations again, with their
-seeds and settings, and every episode is held to its row.
+seeds and settings, and every episode is held to its row, the hash of all that was seen, done and
+got in it included.
 """
 
 from __future__ import annotations
