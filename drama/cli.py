@@ -201,9 +201,9 @@ def verify(
 ) -> None:
     """Hold recorded runs to their records: every file's checksum, then the score.
 
-    The checkpoint plays each recorded evaluation again, with its seeds and settings. On the kind of device and
-    the library versions it was made with, every episode must come out exactly. Exits with code 1
-    when a run does not hold, or was made by other code and cannot be played.
+    The checkpoint plays each recorded evaluation again, with its seeds and settings. On the kind of
+    device and the library versions it was made with, every episode must come out exactly. Exits
+    with code 1 when a run does not hold, or was made by other code and cannot be played.
     """
     with stop_at_once():
         import torch

@@ -188,8 +188,9 @@ def _play(path: Path, data: dict[str, Any], recipe: Recipe, device: torch.device
             f"score {mean:g} not played again: it was made by other code (commit {commit})",
         )
     agent = load_agent(recipe, path.parent / CHECKPOINT, data["fingerprint"], device)
-    asked = "torch" if recorded.backend == "torch" else "auto"
-    backend = kernels.choose(asked, device, recipe.settings.sequence_model)
+    backend = kernels.choose(
+        "torch" if recorded.backend == "torch" else "auto", device, recipe.settings.sequence_model
+    )
     kernels.use(agent, backend)
     rows = recorded.rows
     now = [episode.row() for episode in play(agent, recipe, recorded.settings)]
