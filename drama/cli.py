@@ -161,10 +161,13 @@ def evaluate(
     backend: BackendName = "auto",
     threads: Threads = 1,
 ) -> None:
-    """Score a finished run with greedy episodes, as its evaluation recipe says.
+    """Score a finished run over evaluation episodes, as its evaluation recipe says.
 
-    That recipe lies beside the run's, `seed<k>.evaluation.json`. Writes one row per episode to
-    `evaluation-<fingerprint>.parquet` in the run's folder and prints the mean return.
+    That recipe lies beside the run's, `seed<k>.evaluation.json`; `drama plan` writes it from the
+    section `evaluation` of the preset: greedy or sampled actions, or both, and how many episodes.
+    Writes one row per episode to `evaluation-<fingerprint>.parquet` in the run's folder and prints
+    the mean return and how many episodes are different: where the game itself is not random, they
+    differ only by their first action and the agent's random numbers.
     """
     with stop_at_once():
         files = read_recipe(recipe)
@@ -210,9 +213,9 @@ def verify(
 ) -> None:
     """Hold recorded runs to their records: every file's checksum, then the score.
 
-    The checkpoint plays each recorded evaluation again, with its seeds. On the kind of device and
-    the library versions it was made with, every episode must come out exactly. Exits with code 1
-    when a run does not hold, or was made by other code and cannot be played.
+    The checkpoint plays each recorded evaluation again, with its seeds and settings. On the kind of
+    device and the library versions it was made with, every episode must come out exactly. Exits
+    with code 1 when a run does not hold, or was made by other code and cannot be played.
     """
     with stop_at_once():
         import torch

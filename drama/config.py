@@ -15,10 +15,11 @@ import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     ValidationError,
@@ -32,11 +33,34 @@ PRESETS = Path("config/presets")
 """Where presets lie, relative to the project's root."""
 
 
+Actions = Literal["greedy", "sampled"]
+"""How an agent chooses: the most probable action, or one drawn from its policy."""
+
+WAYS: tuple[Actions, ...] = get_args(Actions)
+
+
+def _none_or_several(value: int) -> int:
+    if value == 1:
+        raise ValueError(
+            "must be 0 (play all episodes) or at least 2: one alone is always the same"
+        )
+    return value
+
+
 class EvaluationSettings(Frozen):
     """How a finished run is scored."""
 
     episodes: Count
     environments: Count
+    actions: Actions
+    both: bool
+    enough_same: Annotated[int, Field(ge=0, le=1_000_000_000), AfterValidator(_none_or_several)]
+
+    @property
+    def ways(self) -> tuple[Actions, ...]:
+        """How actions are chosen in what is played: the score's way first."""
+        others = tuple(way for way in WAYS if way != self.actions)
+        return (self.actions, *others) if self.both else (self.actions,)
 
 
 class Preset(Settings):

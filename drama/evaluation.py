@@ -1,16 +1,30 @@
-"""The score of a finished run: greedy episodes, each with seeds of its own.
+"""The score of a finished run: episodes played with the final agent, which learns nothing more.
+
+What varies between episodes. Each has a seed for the emulator, a random first action, noise for
+latent samples and, where actions are sampled, noise for these. The seed matters only where the game
+itself is random: an Atari game without sticky actions and no-op starts is the same machine every
+time, so its episodes differ by the first action and by the agent's noise alone, and the greedy
+episodes of a policy that minds neither are all one and the same. Hence every episode is kept with a
+hash of all that was seen, done and got in it: how many are different is part of a score.
 
 Episodes are handed out in advance, episode i to environment i modulo E, so short episodes are not
-favoured over long ones (keeping the first N to finish would). Every episode has its own seed for
-the emulator and its own generator for latent samples: how many are stepped together changes
-nothing but rounding.
+favoured over long ones (keeping the first N to finish would). Noise comes from generators of the
+episode's own: how many episodes are stepped together changes nothing but rounding. Greedy and
+sampled episodes of one number share seed, first action and noise of the latents.
+
+Nothing short of playing them shows that two episodes are the same, since their latents differ until
+the end. So the early end (`evaluation.enough_same`) proves nothing about those not played: it stops
+when the first so many, by number, were all the same. How many were played stands in the file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +33,7 @@ import pyarrow as pa
 import torch
 
 from drama.behaviour.agent import ActingWindow, Agent
-from drama.config import EvaluationSettings
+from drama.config import Actions, EvaluationSettings
 from drama.env import AgentEnvironment, make
 from drama.files import write_parquet
 from drama.settings import Recipe
@@ -28,10 +42,12 @@ from drama.training.checkpoint import load_checkpoint
 SCHEMA = pa.schema(
     [
         ("episode", pa.int32()),
+        ("actions", pa.string()),
         ("seed", pa.int64()),
         ("episode_return", pa.float64()),
         ("length", pa.int32()),
         ("truncated", pa.bool_()),
+        ("played", pa.string()),
     ]
 )
 EVALUATION_STREAM = 1_000_003
@@ -44,26 +60,58 @@ class Episode:
 
     Attributes:
         index: its number, from 0.
+        actions: how its actions are chosen, greedy or sampled.
         seed: of the emulator, 31 bits.
         generator: for latent samples and the random first action.
+        choices: for sampled actions.
         episode_return: sum of rewards so far.
         length: agent steps so far.
         truncated: whether it was cut off.
+        digest: SHA-256 of what was seen, done and got so far.
     """
 
     index: int
+    actions: Actions
     seed: int
     generator: np.random.Generator
+    choices: np.random.Generator
     episode_return: float = 0.0
     length: int = 0
     truncated: bool = False
+    digest: Any = field(default_factory=hashlib.sha256, repr=False)
+
+    def begin(self, frame: np.ndarray) -> None:
+        """Take in the first frame."""
+        self.digest.update(frame.tobytes())
+
+    def note(
+        self, action: int, reward: float, terminated: bool, truncated: bool, frame: np.ndarray
+    ) -> None:
+        """Take in a step."""
+        self.episode_return += reward
+        self.length += 1
+        self.truncated = truncated and not terminated
+        self.digest.update(struct.pack("<qd??", action, reward, terminated, truncated))
+        self.digest.update(frame.tobytes())
+
+    def row(self) -> dict[str, Any]:
+        """Return the episode's row in the file, by the names of `SCHEMA`."""
+        values = {name: getattr(self, name) for name in SCHEMA.names if hasattr(self, name)}
+        return {"episode": self.index, **values}
+
+    @property
+    def played(self) -> str:
+        """16 hex digits that two episodes share when they are the same from end to end."""
+        return str(self.digest.hexdigest())[:16]
 
 
-def new_episode(run_seed: int, index: int) -> Episode:
+def new_episode(run_seed: int, index: int, actions: Actions = "greedy") -> Episode:
     """Derive an episode's seeds from the run's seed and the episode's number."""
-    emulator, latents = np.random.SeedSequence([EVALUATION_STREAM, run_seed, index]).spawn(2)
+    sequence = np.random.SeedSequence([EVALUATION_STREAM, run_seed, index])
+    emulator, latents, choices = sequence.spawn(3)
     seed = int(emulator.generate_state(1)[0]) & 0x7FFF_FFFF
-    return Episode(index, seed, np.random.default_rng(latents))
+    generators = np.random.default_rng(latents), np.random.default_rng(choices)
+    return Episode(index, actions, seed, *generators)
 
 
 class _Place:
@@ -79,14 +127,13 @@ class _Place:
         self.episode = self.waiting.pop(0) if self.waiting else None
         if self.episode:
             self.frame, _ = self.environment.reset(seed=self.episode.seed)
+            self.episode.begin(self.frame)
 
     def step(self, action: int) -> bool:
         """Take an action; says whether the episode ended, in which case the next has begun."""
         assert self.episode is not None
         self.frame, reward, terminated, truncated, _ = self.environment.step(action)
-        self.episode.episode_return += float(reward)
-        self.episode.length += 1
-        self.episode.truncated = truncated and not terminated
+        self.episode.note(action, float(reward), terminated, truncated, self.frame)
         if not (terminated or truncated):
             return False
         self.finished.append(self.episode)
@@ -100,22 +147,38 @@ def play(agent: Agent, recipe: Recipe, settings: EvaluationSettings) -> list[Epi
     Args:
         agent: in evaluation mode.
         recipe: names the game and the run's seed.
-        settings: how many episodes, how many side by side.
+        settings: how many episodes, how many side by side, how actions are chosen, when so many
+            are enough.
 
     Returns:
-        The finished episodes, by number.
+        The finished episodes, by number: those of the score, then those beside it.
     """
-    side_by_side = min(settings.environments, settings.episodes)
-    episodes = [new_episode(recipe.seed, index) for index in range(settings.episodes)]
+    finished: list[Episode] = []
+    for actions in settings.ways:
+        episodes = [new_episode(recipe.seed, index, actions) for index in range(settings.episodes)]
+        first = settings.enough_same or settings.episodes
+        played = _play(agent, recipe, episodes[:first], settings.environments)
+        if len({episode.played for episode in played}) > 1:
+            played += _play(agent, recipe, episodes[first:], settings.environments)
+        finished += played
+    return finished
+
+
+def _play(
+    agent: Agent, recipe: Recipe, episodes: Sequence[Episode], environments: int
+) -> list[Episode]:
+    """Play these episodes to their ends and return them, in their order."""
+    side_by_side = min(environments, len(episodes))
     places = [
-        _Place(make(recipe.game, recipe.settings.environment), episodes[first::side_by_side])
+        _Place(make(recipe.game, recipe.settings.environment), list(episodes[first::side_by_side]))
         for first in range(side_by_side)
     ]
     window = agent.new_window(side_by_side)
+    greedy = any(episode.actions == "greedy" for episode in episodes)  # all of them alike
     try:
         while busy := [row for row, place in enumerate(places) if place.episode]:
-            rows = np.array(busy)
-            for row, action in zip(busy, _choose(agent, window, places, rows), strict=True):
+            actions = _choose(agent, window, places, np.array(busy), greedy)
+            for row, action in zip(busy, actions, strict=True):
                 if places[row].step(int(action)):
                     window.clear(row)
     finally:
@@ -126,11 +189,12 @@ def play(agent: Agent, recipe: Recipe, settings: EvaluationSettings) -> list[Epi
 
 
 def _choose(
-    agent: Agent, window: ActingWindow, places: list[_Place], rows: np.ndarray
+    agent: Agent, window: ActingWindow, places: list[_Place], rows: np.ndarray, greedy: bool
 ) -> np.ndarray:
     """Choose the next action of the environments `rows`."""
     shape = agent.noise_shape()
     noise = np.empty((len(rows), *shape), np.float32)
+    action_noise = np.empty((len(rows), agent.actions), np.float32)
     random_actions = np.full(len(rows), -1)
     for i, row in enumerate(rows):
         episode = places[row].episode
@@ -138,8 +202,12 @@ def _choose(
         if episode.length == 0:
             random_actions[i] = episode.generator.integers(agent.actions)
         noise[i] = episode.generator.standard_exponential(shape, np.float32)
+        action_noise[i] = episode.choices.standard_exponential(agent.actions, np.float32)
     frames = np.stack([places[row].frame for row in rows])
-    return agent.act(window, rows, frames, random_actions, torch.from_numpy(noise), greedy=True)
+    draws = torch.from_numpy(noise), torch.from_numpy(action_noise)
+    return agent.act(
+        window, rows, frames, random_actions, draws[0], greedy=greedy, action_noise=draws[1]
+    )
 
 
 def load_agent(recipe: Recipe, checkpoint: Path, fingerprint: str, device: torch.device) -> Agent:
@@ -160,17 +228,17 @@ def load_agent(recipe: Recipe, checkpoint: Path, fingerprint: str, device: torch
 def write_evaluation(
     path: Path, episodes: list[Episode], recipe: Recipe, header: Mapping[str, Any]
 ) -> None:
-    """Write one row per episode; `header` goes into the file's metadata beside game and seed."""
-    rows = [
-        {
-            "episode": episode.index,
-            "seed": episode.seed,
-            "episode_return": episode.episode_return,
-            "length": episode.length,
-            "truncated": episode.truncated,
-        }
-        for episode in episodes
-    ]
-    metadata = {"format": 1, "game": recipe.game, "seed": recipe.seed, **header}
+    """Write one row per episode, and into the metadata how many were played in each way.
+
+    Args:
+        path: of the file.
+        episodes: as `play` returns them.
+        recipe: names game and seed, which go into the metadata.
+        header: what else does.
+    """
+    played = Counter(episode.actions for episode in episodes)
+    metadata = {
+        "format": 1, "game": recipe.game, "seed": recipe.seed, "played": played, **header
+    }  # fmt: skip
     schema = SCHEMA.with_metadata({b"drama": json.dumps(metadata, sort_keys=True)})
-    write_parquet(path, pa.Table.from_pylist(rows, schema))
+    write_parquet(path, pa.Table.from_pylist([episode.row() for episode in episodes], schema))

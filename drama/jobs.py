@@ -136,9 +136,13 @@ def evaluate_run(
             "backend": choice.name,
         }
         write_evaluation(evaluation.path, episodes, run.recipe, header)
-        note_evaluation(evaluation.path, evaluation.fingerprint)
-    mean = sum(episode.episode_return for episode in episodes) / len(episodes)
-    _say(f"{evaluation.path}: mean return {mean:g} over {len(episodes)} episodes")
+        written = note_evaluation(evaluation.path, evaluation.fingerprint)
+    _say(f"{evaluation.path}: {written.score}")
+    for played in written.played.values():
+        if played is not written.score:
+            _say(f"Beside the score: {played}")
+        if warning := played.warning():
+            _say(f"Warning: {warning}")
     return evaluation.path
 
 

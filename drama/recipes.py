@@ -34,7 +34,7 @@ from drama.settings import CATCH, Recipe
 PACKAGE = Path(__file__).parent
 RUN_CODE = ("settings.py", "env", "replay", "model", "behaviour", "training")
 EVALUATION_CODE = ("evaluation.py",)
-REPORT_CODE = ("report",)
+REPORT_CODE = ("report", "artifacts/evaluations.py")
 LOCK_FILE = Path("containers/run.lock")
 
 
@@ -189,6 +189,8 @@ def is_complete_protocol(preset: Preset) -> bool:
         preset.complete_protocol
         and preset.training.total_steps == 100_000
         and preset.evaluation.episodes >= 100
+        and preset.evaluation.actions == "greedy"
+        and not preset.evaluation.enough_same
         and played == (4, 108_000, 64, "minimal")
         and usual == (0, 0, "learning")
         and (acting.temperature, acting.epsilon) == (1, 0)

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drama.evaluation import SCHEMA
+
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
@@ -64,24 +66,45 @@ def write_curves(folder: Path, steps: int, seed: int) -> None:
 
 
 def write_evaluation(
-    folder: Path, game: str, seed: int, run: str, evaluation: str, returns: Sequence[float]
-) -> None:
-    count = len(returns)
-    table = pa.table({
-        "episode": pa.array(range(count), pa.int32()),
-        "seed": pa.array(range(count), pa.int64()),
-        "episode_return": pa.array(returns, pa.float64()),
-        "length": pa.array([90] * count, pa.int32()),
-        "truncated": [False] * count,
-    })  # fmt: skip
+    folder: Path,
+    game: str,
+    seed: int,
+    run: str,
+    evaluation: str,
+    returns: Sequence[float],
+    *,
+    beside: Sequence[float] = (),
+    settings: Mapping[str, Any] | None = None,
+    same: bool = False,
+    truncated: int = 0,
+    old: bool = False,
+) -> Path:
+    """Write an evaluation: greedy episodes with these returns, sampled ones `beside` them.
+
+    `settings` go over those that fit; `same` episodes are all one and the same, the first
+    `truncated` are cut off, and an `old` file is one of before actions were named.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for actions, values in (("greedy", returns), ("sampled", beside)):
+        for index, value in enumerate(values):
+            row = {"episode": index, "actions": actions, "seed": index, "episode_return": value,
+                   "length": 90, "truncated": index < truncated,
+                   "played": digest("" if same else f"{actions} {index}")[:16]}  # fmt: skip
+            for name, cell in row.items():
+                columns[name].append(cell)
+    table = pa.table(columns, SCHEMA)
+    asked = {"episodes": max(len(returns), 1), "environments": 2}
+    if old:
+        table = table.drop(["actions", "played"])
+    else:
+        asked |= {"actions": "greedy", "both": bool(beside), "enough_same": 0}
     origin = {
         "format": 1, "run": run, "fingerprint": evaluation, "game": game, "seed": seed,
-        "settings": {"episodes": count, "environments": 2}, "device": "cpu",
+        "settings": {**asked, **(settings or {})}, "device": "cpu",
     }  # fmt: skip
-    pq.write_table(
-        table.replace_schema_metadata({b"drama": json.dumps(origin).encode()}),
-        folder / f"evaluation-{evaluation[:16]}.parquet",
-    )
+    path = folder / f"evaluation-{evaluation[:16]}.parquet"
+    pq.write_table(table.replace_schema_metadata({b"drama": json.dumps(origin).encode()}), path)
+    return path
 
 
 def write_record(folder: Path, run: str, steps: int, seed: int) -> None:

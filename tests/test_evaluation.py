@@ -1,10 +1,13 @@
-"""Evaluation: greedy, seeded by episode, the same however many are played side by side."""
+"""Evaluation: what an episode depends on, the same however many are played side by side."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
-from dataclasses import asdict
+import struct
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +42,17 @@ def trained(undisturbed: Workspace) -> Played:
     return agent, run.recipe
 
 
-def outcomes(trained: Played, episodes: int, environments: int) -> list[dict[str, Any]]:
-    settings = EvaluationSettings(episodes=episodes, environments=environments)
-    played = play(*trained, settings)
+def asking(episodes: int, environments: int, **more: Any) -> EvaluationSettings:
+    usual = {"actions": "greedy", "both": False, "enough_same": 0}
+    return EvaluationSettings(episodes=episodes, environments=environments, **usual | more)
+
+
+def outcomes(
+    trained: Played, episodes: int, environments: int, **more: Any
+) -> list[dict[str, Any]]:
+    played = play(*trained, asking(episodes, environments, **more))
     assert [episode.index for episode in played] == list(range(episodes))
-    keys = ("seed", "episode_return", "length", "truncated")
-    return [{key: asdict(episode)[key] for key in keys} for episode in played]
+    return [episode.row() for episode in played]
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +70,22 @@ def one_by_one(catcher: Played) -> list[dict[str, Any]]:
     return outcomes(catcher, EPISODES, 1)
 
 
-def played_plainly(trained: Played, index: int) -> tuple[dict[str, Any], list[int], bool]:
+def played_plainly(
+    trained: Played, index: int, *, greedy: bool = True
+) -> tuple[dict[str, Any], list[int], bool]:
     """Play one episode as the text has it, alone: its outcome, its actions, whether a life went."""
     agent, recipe = trained
     episode = new_episode(recipe.seed, index)
     environment = make(recipe.game, recipe.settings.environment)
     frame, _ = environment.reset(seed=episode.seed)
+    told = hashlib.sha256(frame)
     window = agent.new_window(1)
     actions: list[int] = []
     total, over, lost = 0.0, False, False
     while not over:
         first = episode.generator.integers(agent.actions) if not actions else -1
         noise = episode.generator.standard_exponential((1, *agent.noise_shape()), np.float32)
+        draws = episode.choices.standard_exponential((1, agent.actions), np.float32)
         action = int(
             agent.act(
                 window,
@@ -81,20 +93,25 @@ def played_plainly(trained: Played, index: int) -> tuple[dict[str, Any], list[in
                 frame[None],
                 np.array([first]),
                 torch.from_numpy(noise),
-                greedy=True,
+                greedy=greedy,
+                action_noise=torch.from_numpy(draws),
             )[0]
         )
         actions.append(action)
         frame, reward, terminated, truncated, info = environment.step(action)
+        told.update(struct.pack("<qd??", action, reward, terminated, truncated) + frame.tobytes())
         total += reward
         lost |= info["life_lost"]
         over = terminated or truncated
     environment.close()
     outcome = {
+        "episode": index,
+        "actions": "greedy" if greedy else "sampled",
         "seed": episode.seed,
         "episode_return": total,
         "length": len(actions),
         "truncated": truncated and not terminated,
+        "played": told.hexdigest()[:16],
     }
     return outcome, actions, lost
 
@@ -158,6 +175,115 @@ def test_scores_are_of_whole_games_whatever_a_lost_life_terminates(trained: Play
     assert outcomes((agent, other), 1, 1) == [outcome] and lost
 
 
+# --- sampled actions, and what is different ------------------------------------------------------
+
+
+def undecided(trained: Played) -> Played:
+    """The same agent, to which all actions are about as good."""
+    agent = deepcopy(trained[0])
+    agent.behaviour.actor.net[-1].weight.data *= 1e-6
+    return agent, trained[1]
+
+
+@pytest.mark.parametrize("environments", [1, 3, EPISODES])
+def test_sampled_actions_are_each_episodes_own(catcher: Played, environments: int) -> None:
+    """Neither torch's generator nor what is played beside it decides."""
+    torch.manual_seed(environments)
+    sampled = outcomes(undecided(catcher), EPISODES, environments, actions="sampled")
+    plainly = [played_plainly(undecided(catcher), i, greedy=False) for i in range(EPISODES)]
+    assert sampled == [outcome for outcome, _, _ in plainly]
+    assert min(len(set(actions)) for _, actions, _ in plainly) == 3, "drawn from all three"
+
+
+def test_both_ways_are_played_the_scores_first(catcher: Played) -> None:
+    agent = undecided(catcher)
+    for first, second in (("greedy", "sampled"), ("sampled", "greedy")):
+        both = [episode.row() for episode in play(*agent, asking(6, 4, actions=first, both=True))]
+        assert both == [
+            *outcomes(agent, 6, 6, actions=first),
+            *outcomes(agent, 6, 6, actions=second),
+        ]
+        assert both[:6] != both[6:] and [row["seed"] for row in both[:6]] == [
+            row["seed"] for row in both[6:]
+        ]
+
+
+def stubborn(trained: Played, seed: int = SEED) -> Played:
+    """An agent that plays Pong and prefers one action whatever it sees."""
+    recipe = trained[1].model_copy(update={"game": "Pong", "seed": seed})
+    agent = Agent(recipe.settings, actions=6).eval()
+    last = agent.behaviour.actor.net[-1]
+    assert isinstance(last, torch.nn.Linear)
+    last.weight.data.zero_()
+    last.bias.data.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0]))
+    return agent, recipe
+
+
+def first_actions(seed: int, episodes: int) -> list[int]:
+    return [int(new_episode(seed, i).generator.integers(6)) for i in range(episodes)]
+
+
+def test_atari_episodes_of_a_stubborn_policy_differ_by_their_first_action_alone(
+    trained: Played,
+) -> None:
+    """The emulator's seed changes nothing: without sticky actions the machine is the same."""
+    rows = outcomes(stubborn(trained), 8, 8)
+    first = first_actions(SEED, 8)
+    assert len(set(first)) < 8 == len({row["seed"] for row in rows})
+    by_action: dict[int, set[str]] = {}
+    for action, row in zip(first, rows, strict=True):
+        by_action.setdefault(action, set()).add(row["played"])
+    assert [len(played) for played in by_action.values()] == [1] * len(by_action)
+    assert len(set.union(*by_action.values())) > 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"action": 1}, {"reward": 1.0}, {"terminated": True}, {"truncated": True},
+        {"frame": np.ones((2, 2, 3), np.uint8)},
+    ],
+)  # fmt: skip
+def test_episodes_are_different_when_anything_in_them_is(change: dict[str, Any]) -> None:
+    step = {"action": 0, "reward": 0.0, "terminated": False, "truncated": False,
+            "frame": np.zeros((2, 2, 3), np.uint8)}  # fmt: skip
+    episodes = [new_episode(0, index) for index in range(3)]
+    for episode, last in zip(episodes, (step, step, step | change), strict=True):
+        episode.begin(step["frame"])
+        episode.note(**step)
+        episode.note(**last)
+    one, same, other = (episode.played for episode in episodes)
+    assert one == same != other
+    assert re.fullmatch("[0-9a-f]{16}", one)
+
+
+# --- the early end -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("environments", [2, 6])
+def test_evaluation_ends_early_when_the_first_episodes_are_all_the_same(
+    trained: Played, environments: int
+) -> None:
+    """The first by number, not the first to finish; those not played need not be the same."""
+    seed = next(
+        seed for seed in range(1000)
+        if len(set(first_actions(seed, 3))) == 1 and len(set(first_actions(seed, 4))) == 2
+    )  # fmt: skip
+    agent = stubborn(trained, seed)
+    everything = outcomes(agent, 6, environments)
+    assert [len({row["played"] for row in everything[:count]}) for count in (3, 4)] == [1, 2]
+    for enough_same, played in ((3, 3), (4, 6), (7, 6)):
+        asked = asking(6, environments, enough_same=enough_same)
+        assert [episode.row() for episode in play(*agent, asked)] == everything[:played]
+
+
+def test_each_way_to_choose_actions_ends_for_itself(trained: Played) -> None:
+    asked = asking(4, 4, both=True, enough_same=2)
+    seed = next(seed for seed in range(100) if len(set(first_actions(seed, 2))) == 1)
+    played = play(*stubborn(trained, seed), asked)
+    assert [episode.actions for episode in played] == ["greedy"] * 2 + ["sampled"] * 4
+
+
 @given(st.integers(0, 2**31 - 1), st.integers(0, 10_000))
 def test_seeds_are_derived_from_run_and_episode(run_seed: int, index: int) -> None:
     episode, again = new_episode(run_seed, index), new_episode(run_seed, index)
@@ -195,20 +321,23 @@ def test_the_file_holds_a_row_per_episode_and_says_what_it_is_of(undisturbed: Wo
     assert path.name == f"evaluation-{fingerprint[:16]}.parquet" and len(fingerprint) == 64
     assert header == {
         "format": 1, "run": run.fingerprint, "game": GAME, "seed": SEED, "device": "cpu",
-        "backend": "torch", "settings": {"episodes": 5, "environments": 2},
+        "backend": "torch", "settings": asking(5, 2).model_dump(), "played": {"greedy": 5},
     }  # fmt: skip
 
 
 def test_the_file_holds_what_was_played(tmp_path: Path, trained: Played) -> None:
     agent, recipe = trained
-    episodes = play(agent, recipe, EvaluationSettings(episodes=2, environments=2))
+    episodes = play(agent, recipe, asking(2, 2, both=True))
     path = tmp_path / "evaluation.parquet"
     write_evaluation(path, episodes, recipe, {"device": "cpu"})
-    rows = pq.read_table(path).to_pylist()
-    for row, episode in zip(rows, episodes, strict=True):
-        assert row == {"episode": episode.index} | {
-            key: getattr(episode, key) for key in ("seed", "episode_return", "length", "truncated")
-        }
+    table = pq.read_table(path)
+    keys = ("actions", "seed", "episode_return", "length", "truncated", "played")
+    assert table.to_pylist() == [
+        {"episode": episode.index} | {key: getattr(episode, key) for key in keys}
+        for episode in episodes
+    ]
+    header = json.loads(table.schema.metadata[b"drama"])
+    assert header["played"] == {"greedy": 2, "sampled": 2}
 
 
 def test_evaluating_again_gives_the_same_bytes(undisturbed: Workspace) -> None:

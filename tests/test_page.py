@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from report_files import write_results
+from report_files import write_evaluation, write_results
 from rich.console import Console
 
 from drama.report import Report, ReportError, console_table, read_returns, write_report
@@ -247,6 +247,84 @@ def test_a_report_without_any_reference(tmp_path: Path) -> None:
     assert report.aggregates is None
     assert "Drama on Catch8" in page.words and "Beside published" not in page.words
     assert "Catch8" in printed(report)
+
+
+# -- what a score stands on -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Greedy episodes, for Pong all the same and stopped early, with sampled ones beside them."""
+    results = write_results(tmp_path_factory.mktemp("c") / "laptop", RETURNS, preset="laptop")
+    for game, seeds in RETURNS.items():
+        for seed, returns in enumerate(seeds):
+            early = {"episodes": 9, "enough_same": 2} if game == "Pong" else {}
+            names = hashed(f"run {game} {seed}"), hashed(f"evaluation {game} {seed}")
+            write_evaluation(
+                results / f"runs/{game}/seed{seed}", game, seed, *names, returns,
+                beside=[4.5] * len(returns), same=game == "Pong", settings=early,
+                truncated=2 if game == "Boxing" and seed == 1 else 0,
+            )  # fmt: skip
+    return write_report(results)
+
+
+def hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rows_of(text: str, heading: str) -> list[dict[str, str]]:
+    """The first Markdown table below a heading, a mapping per row; headings must be different."""
+    lines = re.search(rf"## {heading}\n(?:.*\n)*?((?:\|.*\n)+)", text)[1].splitlines()  # type: ignore[index]
+    names, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def test_both_ways_are_named_per_game_and_per_run(both: Report) -> None:
+    text = both.path.with_name("report.md").read_text(encoding="utf-8")
+    games = {row["game"]: row for row in rows_of(text, "Scores per game")}
+    for game, greedy in (("Pong", "\u221219.9"), ("Boxing", "1.6")):
+        assert games[game]["mean return, greedy actions"] == greedy
+        assert games[game]["mean return, sampled actions"] == "4.5"
+        assert games[game]["last training episodes"] == "2.2"
+    runs = rows_of(text, "Every run")
+    assert [row["episodes"] for row in runs] == ["2", "2", "3", "3"]
+    assert [row["different, greedy"] for row in runs] == ["1", "1", "3", "3"]
+    assert [row["different, sampled"] for row in runs] == ["1", "1", "3", "3"]
+    assert [row["truncated"] for row in runs] == ["0", "0", "0", "2"]
+    table = pq.read_table(both.path.with_name("scores.parquet")).to_pylist()
+    assert [row["different"] for row in table] == [1, 1, 3, 3]
+    for row in table:
+        assert (row["actions"], row["sampled_return"]) == ("greedy", 4.5)
+        assert row["greedy_return"] == row["mean_return"] != row["training_return"]
+    page = Page(both.path.read_text(encoding="utf-8")).words
+    for words in ("Mean return, greedy actions", "Mean return, sampled actions"):
+        assert page.count(words) == 2, "per game and per run"
+    assert "Last training episodes" in page and "last 10 that ended while training" in page
+
+
+def test_episodes_that_are_all_the_same_or_cut_off_are_said(both: Report, quick: Report) -> None:
+    for path in (both.path, both.path.with_name("report.md")):
+        text = path.read_text(encoding="utf-8")
+        assert "All greedy episodes are one and the same in Pong (seeds 0, 1):" in text
+        assert "2 greedy episodes, where 9 were asked for, in Pong (seeds 0, 1)" in text
+        assert "2 of 10 greedy episodes were truncated, in Boxing (seed 1)." in text
+        assert "same in Boxing" not in text
+    text = quick.path.read_text(encoding="utf-8")
+    assert "one and the same in" not in text and "were truncated" not in text
+
+
+def test_what_was_played_beside_the_score_has_a_column_on_the_terminal(
+    both: Report, quick: Report
+) -> None:
+    for report, names in (
+        (both, "return sampled human Drama"),
+        (quick, "return random human Drama"),
+    ):
+        text = printed(report)
+        (head,) = (line for line in text.splitlines() if line.startswith(" game"))
+        assert head.split() == ["game", *names.split(), "human-normalised"]
+        assert "return: greedy actions; Drama: as published" in text
+        assert max(map(len, text.splitlines())) <= 80 and "…" not in text
 
 
 # -- the same bytes, and never half a report --------------------------------------------------

@@ -33,6 +33,9 @@ from drama.runs import superseded
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "config" / "presets"
 CONFIG = Path("config/config.yaml")
+EVALUATION = {
+    "episodes": 5, "environments": 2, "actions": "greedy", "both": False, "enough_same": 0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -212,6 +215,7 @@ def test_all_130_runs_are_planned_at_once(workspace: Workspace) -> None:
     "assignment",
     [
         "training.total_steps=99999", "training.total_steps=200000", "evaluation.episodes=99",
+        "evaluation.actions=sampled", "evaluation.enough_same=10",
         "environment.max_frames=10000", "environment.action_repeat=2", "environment.actions=full",
         "replay.shuffle_rewards=true", "complete_protocol=false",
         "environment.repeat_action_probability=0.25", "environment.no_op_starts=30",
@@ -335,7 +339,9 @@ def test_a_recipe_can_be_named_from_anywhere(
     [
         ({"run": "0" * 64}, "out of date"),
         ({"code": "0" * 64}, "out of date"),
-        ({"settings": {"episodes": 0, "environments": 1}}, "not an evaluation's recipe"),
+        ({"settings": EVALUATION | {"episodes": 0}}, "not an evaluation's recipe"),
+        ({"settings": EVALUATION | {"enough_same": 1}}, "not an evaluation's recipe"),
+        ({"settings": {"episodes": 5, "environments": 2}}, "not an evaluation's recipe"),
         ({"settings": {"episodes": 1}}, "not an evaluation's recipe"),
         ({"settings": 5}, "not an evaluation's recipe"),
         ("run", "not an evaluation's recipe"),

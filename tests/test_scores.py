@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_files import digest, write_evaluation, write_results
+from report_files import digest, write_evaluation, write_record, write_results
 
 from drama.report.scores import (
     ReportError,
@@ -25,6 +27,7 @@ from drama.report.scores import (
 from drama.settings import ATARI_100K
 
 BASELINES = load_baselines()
+EPISODES = pa.schema([("step", pa.int64()), ("episode_return", pa.float64())])
 RETURNS = {"Pong": [[-20.0, -18.0], [-21.0, -20.4]], "Boxing": [[1.0, 3.0, 5.0], [0.1, 0.1, 0.1]]}
 
 # Human-normalised mean and median over the 26 games, as recomputed when the table was collected.
@@ -225,6 +228,48 @@ def test_scores_are_read_and_averaged(tmp_path: Path) -> None:
     assert boxing.human_normalised_score == pytest.approx((1.55 - 0.1) / 12.0)
 
 
+def rewrite(results: Path, game: str = "Pong", seed: int = 0, **evaluation: Any) -> None:
+    """Write a run's evaluation anew."""
+    names = digest(f"run {game} {seed}"), digest(f"evaluation {game} {seed}")
+    write_evaluation(results / f"runs/{game}/seed{seed}", game, seed, *names, **evaluation)
+
+
+def test_a_score_is_of_the_actions_that_the_settings_name(results: Path) -> None:
+    sampled = {"actions": "sampled"}
+    rewrite(results, returns=[1.0, 2.0], beside=[4.0, 6.0], settings=sampled, truncated=1)
+    pong, _ = read_scores(results, read_plan(results), BASELINES)
+    first, second = pong.runs
+    assert (first.actions, second.actions) == ("sampled", "greedy")
+    assert (first.mean_return, first.standard_deviation, first.truncated) == (5.0, 1.0, 1)
+    assert (first.return_by("greedy"), first.return_by("sampled")) == (1.5, 5.0)
+    assert pong.mean_return == pytest.approx((5 - 20.7) / 2)
+    assert pong.return_by("greedy") == pytest.approx((1.5 - 20.7) / 2)
+    assert pong.return_by("sampled") is None, "the other run was not played that way"
+
+
+def test_an_evaluation_of_before_actions_were_named_is_greedy(results: Path) -> None:
+    rewrite(results, returns=[1.0, 2.0], old=True)
+    pong, _ = read_scores(results, read_plan(results), BASELINES)
+    assert (pong.runs[0].actions, pong.runs[0].different) == ("greedy", None)
+    assert (pong.runs[0].mean_return, pong.runs[1].different) == (1.5, 2)
+
+
+def test_the_training_return_is_of_the_last_ten_episodes(results: Path) -> None:
+    """By hand: 0 to 4 in five episodes; then 0 to 24, of which 15 to 24 are the last ten."""
+    pong, _ = read_scores(results, read_plan(results), BASELINES)
+    assert (pong.runs[0].training_return, pong.runs[0].training_episodes) == (2.0, 5)
+    folder, record, _ = run_files(results)
+    steps = pa.array(range(25), pa.int64())
+    for returns, expected in (([float(i) for i in range(25)], (19.5, 10)), ([], (None, 0))):
+        table = pa.table({"step": steps[: len(returns)], "episode_return": returns})
+        pq.write_table(table.cast(EPISODES), folder / "episodes.parquet")
+        record.unlink()
+        write_record(folder, digest("run Pong 0"), 600, 0)
+        pong, _ = read_scores(results, read_plan(results), BASELINES)
+        assert (pong.runs[0].training_return, pong.runs[0].training_episodes) == expected
+    assert pong.training_return is None, "one run has none"
+
+
 def run_files(results: Path, game: str = "Pong", seed: int = 0) -> tuple[Path, Path, Path]:
     folder = results / "runs" / game / f"seed{seed}"
     return (
@@ -286,13 +331,13 @@ def test_the_evaluation_of_another_run_is_refused(results: Path) -> None:
 def test_returns_that_are_no_numbers_are_refused(results: Path, returns: list[float]) -> None:
     run, evaluation = digest("run Pong 0"), digest("evaluation Pong 0")
     write_evaluation(run_files(results)[0], "Pong", 0, run, evaluation, returns)
-    expect(results, "evaluate", f"has {len(returns)} episodes")
+    expect(results, "evaluate", f"{len(returns)} greedy episodes")
 
 
 def test_missing_episodes_are_noticed(results: Path) -> None:
     path = run_files(results)[2]
     pq.write_table(pq.read_table(path).slice(0, 1), path)
-    expect(results, "evaluate", "has 1 episodes", "where 2 were asked for")
+    expect(results, "evaluate", "1 greedy episodes", "where 2 were asked for")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"fingerprint": "0"}'])

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from report_files import write_evaluation
 
 from drama.artifacts.status import planned_results, read_statuses, remarks
 from drama.errors import ConfigurationError
@@ -158,8 +157,11 @@ def test_a_whole_run_is_trained_and_with_its_evaluation_done(results: Path) -> N
     assert state(results) == "trained"
     log(results, f"evaluate-{EVALUATION[:16]}", "no memory left\n")
     assert next(remarks(read_statuses(results))).endswith("not evaluated: no memory left")
-    scores = pa.table({"episode_return": [1.0, 2.0]})
-    pq.write_table(scores, folder(results) / f"evaluation-{EVALUATION[:16]}.parquet")
+    # Sampled episodes beside the score, and an evaluation that is not whole, are no score.
+    half = write_evaluation(folder(results), GAME, 4, RUN, EVALUATION, [1.0], beside=[9.0, 9.0])
+    assert state(results) == "trained"
+    write_evaluation(folder(results), GAME, 4, RUN, EVALUATION, [1.0, 2.0], beside=[9.0, 9.0])
+    assert half.name == f"evaluation-{EVALUATION[:16]}.parquet"
     assert shown(results)[2:] == [
         f"{GAME}     4  done   100000/100000                         1.5",
         "1 run: 1 done",

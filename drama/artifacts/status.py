@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
+from drama.artifacts.evaluations import EvaluationDamaged, read_evaluation
 from drama.errors import ConfigurationError
 from drama.runs import SHORT, STATUS
 
@@ -104,7 +104,7 @@ def _status(results: Path, run: dict[str, Any]) -> RunStatus:
     live = _live(folder / STATUS, fingerprint)
     step, total, last = live.get("step"), live.get("total_steps"), live.get("last_return")
     if (folder / f"run-{fingerprint}.json").exists():
-        score = _mean_return(folder / f"evaluation-{evaluation}.parquet")
+        score = _score(folder / f"evaluation-{evaluation}.parquet")
         if score is not None:
             return RunStatus(game, seed, "done", step, total, last_return=score)
         detail = last_line(logs / f"evaluate-{evaluation}.log")
@@ -131,12 +131,11 @@ def _live(path: Path, fingerprint: str) -> dict[str, Any]:
         return {}
 
 
-def _mean_return(path: Path) -> float | None:
+def _score(path: Path) -> float | None:
     try:
-        returns = pq.read_table(path, columns=["episode_return"]).column(0).to_pylist()
-    except (OSError, ValueError, KeyError):
+        return read_evaluation(path).score.mean_return
+    except EvaluationDamaged:
         return None
-    return sum(returns) / len(returns) if returns else None
 
 
 def _is_alive(folder: Path, updated: str) -> bool:

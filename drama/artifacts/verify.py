@@ -2,7 +2,8 @@
 
 Both are asked of the run's own record. The files' checksums are held to those that
 run-<fingerprint>.json names. Then the checkpoint plays the recorded evaluations again, with their
-seeds and settings, and every episode is held to its row.
+seeds and settings, and every episode is held to its row, the hash of all that was seen, done and
+got in it included.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 
+from drama.artifacts.evaluations import Evaluation, EvaluationDamaged, read_evaluation
 from drama.artifacts.stages import EXPERIMENT, results_folder
-from drama.config import EvaluationSettings, load_experiment
+from drama.config import load_experiment
 from drama.errors import ConfigurationError, DramaError
 from drama.evaluation import load_agent, play
 from drama.files import canonical_json, sha256_file, sha256_text
@@ -180,35 +180,32 @@ def _few(names: Sequence[str]) -> str:
 
 def _play(path: Path, data: dict[str, Any], recipe: Recipe, device: torch.device) -> Verdict:
     """Play one recorded evaluation again."""
-    recorded, header, settings = _read_evaluation(path, data["fingerprint"])
-    mean = float(recorded["episode_return"].to_numpy().mean())
-    text = evaluation_text(data["fingerprint"], settings, code_hash(EVALUATION_CODE))
-    if recipe.code != code_hash(RUN_CODE) or sha256_text(text) != header["fingerprint"]:
+    recorded = _read_evaluation(path, data["fingerprint"])
+    mean = recorded.score.mean_return
+    text = evaluation_text(data["fingerprint"], recorded.settings, code_hash(EVALUATION_CODE))
+    if recipe.code != code_hash(RUN_CODE) or sha256_text(text) != recorded.fingerprint:
         commit = data["git_commit"] or "unknown"
         return Verdict(
             Finding.UNPLAYABLE,
             f"score {mean:g} not played again: it was made by other code (commit {commit})",
         )
     agent = load_agent(recipe, path.parent / CHECKPOINT, data["fingerprint"], device)
-    recorded_backend = header.get("backend", "torch")  # it was the only one before it was recorded
     backend = kernels.choose(
-        "torch" if recorded_backend == "torch" else "auto", device, recipe.settings.sequence_model
+        "torch" if recorded.backend == "torch" else "auto", device, recipe.settings.sequence_model
     )
     kernels.use(agent, backend)
-    episodes = play(agent, recipe, settings)
-    rows = recorded.to_pylist()
-    equal = sum(
-        row["seed"] == episode.seed
-        and row["episode_return"] == episode.episode_return
-        and row["length"] == episode.length
-        for row, episode in zip(rows, episodes, strict=False)
-    )
-    if equal == len(rows) == len(episodes):
+    rows = recorded.rows
+    now = [episode.row() for episode in play(agent, recipe, recorded.settings)]
+    equal = sum(row == again for row, again in zip(rows, now, strict=False))
+    if equal == len(rows) == len(now):
         return Verdict(Finding.VERIFIED, f"score {mean:g} again, all {equal} episodes exactly")
-    now = sum(episode.episode_return for episode in episodes) / len(episodes)
-    found = f"score {now:g} where {mean:g} is recorded, {equal} of {len(rows)} episodes exactly"
+    scored = [row["episode_return"] for row in now if row["actions"] == recorded.score.actions]
+    found = (
+        f"score {sum(scored) / len(scored):g} where {mean:g} is recorded, "
+        f"{equal} of {len(rows)} episodes exactly"
+    )
     here = (device_name(device), backend.name, versions())
-    if here != (header["device"], recorded_backend, data["versions"]):
+    if here != (recorded.device, recorded.backend, data["versions"]):
         return Verdict(
             Finding.SIMILAR,
             f"{found}; played on another device, backend or other library versions",
@@ -216,20 +213,11 @@ def _play(path: Path, data: dict[str, Any], recipe: Recipe, device: torch.device
     return Verdict(Finding.DIFFERENT, found)
 
 
-def _read_evaluation(
-    path: Path, fingerprint: str
-) -> tuple[pa.Table, dict[str, Any], EvaluationSettings]:
+def _read_evaluation(path: Path, fingerprint: str) -> Evaluation:
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        header = json.loads(table.schema.metadata[b"drama"])
-        settings = EvaluationSettings.model_validate_json(canonical_json(header["settings"]))
-        run = header["run"]
-        header["device"], header["fingerprint"], table["episode_return"]
-        whole = table.num_rows == settings.episodes
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise Damaged(
-            f"{path.name} cannot be read ({type(error).__name__}); `git checkout` brings it back"
-        ) from None
-    if run != fingerprint or not whole:
+        evaluation = read_evaluation(path)
+    except EvaluationDamaged as error:
+        raise Damaged(f"{error}, or `git checkout` brings it back") from None
+    if evaluation.run != fingerprint:
         raise Damaged(f"{path.name} is not this run's evaluation; `git checkout` brings it back")
-    return table, header, settings
+    return evaluation

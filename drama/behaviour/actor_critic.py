@@ -98,9 +98,9 @@ class Actor(nn.Module):
         """Draw actions from the policy: states [..., Z + D] to int64 [...]."""
         return self.draw(self(states))
 
-    def draw(self, logits: Tensor) -> Tensor:
-        """Draw actions from logits [..., A]: int64 [...]."""
-        return sample_one_hot(torch.softmax(logits, -1)).argmax(-1)
+    def draw(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Draw actions from logits [..., A]: int64 [...]; `noise` as `sample_one_hot` takes it."""
+        return sample_one_hot(torch.softmax(logits, -1), noise).argmax(-1)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class Agent(nn.Module):
         noise: Tensor | None = None,
         *,
         greedy: bool,
+        action_noise: Tensor | None = None,
         decide: Decide | None = None,
     ) -> np.ndarray:
         """Choose one action for each of E environments and remember the step in the window.
@@ -119,6 +120,8 @@ class Agent(nn.Module):
             noise: Exponential(1) draws [E, 2, K, C] for prior and posterior samples; by default
                 from torch's global generator.
             greedy: take the most probable action instead of a sample.
+            action_noise: Exponential(1) draws [E, A] for sampled actions; by default from torch's
+                global generator.
             decide: stands in for `Agent.decide`, such as a recording of it for this E.
 
         Returns:
@@ -133,6 +136,8 @@ class Agent(nn.Module):
             noise = torch.empty(len(rows), *self.noise_shape(), device=device).exponential_()
         given = frames, window.latents[rows], window.actions[rows], np.maximum(lengths, 1)
         tensors = [*map(torch.from_numpy, given), noise]
+        if action_noise is not None:
+            tensors.append(action_noise)
         decided = (decide or self.decide)(*(tensor.to(device) for tensor in tensors))
         chosen = decided.cpu().numpy()  # [E, 2 + K]
         actions = np.where(undecided, chosen[:, 0 if greedy else 1], random_actions)
@@ -155,6 +160,7 @@ class Agent(nn.Module):
         actions: Tensor,
         lengths: Tensor,
         noise: Tensor,
+        action_noise: Tensor | None = None,
         *,
         temperature: float = 1.0,
     ) -> Tensor:
@@ -168,6 +174,7 @@ class Agent(nn.Module):
             actions: int64 [E, W].
             lengths: steps in each window, at least 1, int64 [E].
             noise: Exponential(1) [E, 2, K, C].
+            action_noise: Exponential(1) [E, A], or None for torch's global generator.
             temperature: of the policy that the sampled action is drawn from.
 
         Returns:
@@ -184,5 +191,7 @@ class Agent(nn.Module):
         on_prior = self.settings.behaviour.act_on == "prior"
         states = join_state(predicted if on_prior else encoded, d)
         logits = actor(states)
-        choices = torch.stack([logits.argmax(-1), actor.draw(logits / temperature)], -1)  # [E, 2]
+        choices = torch.stack(  # [E, 2]
+            [logits.argmax(-1), actor.draw(logits / temperature, action_noise)], -1
+        )
         return torch.cat([choices, encoded.argmax(-1)], -1)

@@ -25,6 +25,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from drama.config import WAYS, Actions
 from drama.files import canonical_json, replacing, write_json
 from drama.report.figures import AGGREGATES, count, draw, method_name, typeset
 from drama.report.scores import (
@@ -35,6 +36,7 @@ from drama.report.scores import (
     PROTOCOL_EPISODES,
     PROTOCOL_SEEDS,
     PROTOCOL_STEPS,
+    TRAINING_EPISODES,
     Aggregates,
     Baselines,
     Estimate,
@@ -53,12 +55,19 @@ DASH = "\u2013"
 SCHEMA = pa.schema([
     ("preset", pa.string()), ("reproduction", pa.bool_()), ("game", pa.string()),
     ("seed", pa.int64()), ("mean_return", pa.float64()), ("standard_deviation", pa.float64()),
-    ("episodes", pa.int64()), ("human_normalised_score", pa.float64()), ("random", pa.float64()),
+    ("episodes", pa.int64()), ("actions", pa.string()), ("different", pa.int64()),
+    ("truncated", pa.int64()), ("greedy_return", pa.float64()), ("sampled_return", pa.float64()),
+    ("training_return", pa.float64()), ("training_episodes", pa.int64()),
+    ("human_normalised_score", pa.float64()), ("random", pa.float64()),
     ("human", pa.float64()), ("drama_published", pa.float64()), ("steps", pa.int64()),
     ("device", pa.string()), ("wall_seconds", pa.float64()), ("run", pa.string()),
     ("evaluation", pa.string()), ("git_commit", pa.string()),
 ])  # fmt: skip
-"""Columns of scores.csv and scores.parquet, one row per run."""
+"""Columns of scores.csv and scores.parquet, one row per run.
+
+`actions` says how those of `mean_return` were chosen; `different` and `truncated` are of its
+episodes. `greedy_return` and `sampled_return` are empty where that was not played.
+"""
 
 
 @dataclass(frozen=True)
@@ -125,24 +134,27 @@ def console_table(report: Report) -> Table:
     title = f"Drama: {count(len(report.games), 'game')}, {seeds} seed{'s' * (seeds != '1')} each"
     if report.label:
         title += f"\n[bold red]{escape(report.label)}[/]"
+    runs = [run for game in report.games for run in game.runs]
+    beside = _beside(runs)
+    references = ("random", "human", DRAMA)[len(beside) :]  # as many as there is room for
     table = Table(
         title=title,
-        caption="Drama: as published",
+        caption=f"return: {_scored_by(runs)} actions; Drama: as published",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
     )
     table.add_column("game", no_wrap=True)
-    for name in ("return", "random", "human", "Drama", "human-normalised"):
+    for name in ("return", *beside, *references, "human-normalised"):
         table.add_column(name, justify="right", no_wrap=True)
     for game in report.games:
-        table.add_row(
-            game.game, number(game.mean_return),
-            number(report.baselines.random.get(game.game)),
-            number(report.baselines.human.get(game.game)),
-            number(report.baselines.published(DRAMA, game.game)),
-            ratio(game.human_normalised_score),
-        )  # fmt: skip
+        known = {
+            "random": report.baselines.random.get(game.game),
+            "human": report.baselines.human.get(game.game),
+            DRAMA: report.baselines.published(DRAMA, game.game),
+        }
+        returns = [game.mean_return, *map(game.return_by, beside), *map(known.get, references)]
+        table.add_row(game.game, *map(number, returns), ratio(game.human_normalised_score))
     if report.aggregates is not None:
         table.add_section()
         for key, name in AGGREGATES:
@@ -177,6 +189,7 @@ def _render(report: Report, fingerprint: str) -> dict[str, bytes]:
     environment.filters |= {
         "number": number, "ratio": ratio, "interval": interval, "duration": duration,
         "method": method_name, "integer": integer,
+        "known": lambda value: DASH if value is None else integer(value),
     }  # fmt: skip
     for template, name in (("report.md.j2", "report.md"), ("index.html.j2", "index.html")):
         files[name] = environment.get_template(template).render(context).encode()
@@ -200,6 +213,8 @@ def _context(report: Report, fingerprint: str, figures: set[str]) -> dict[str, A
         "single_source": [game for game in scored if game in baselines.single_source],
         "unpublished": [m for methods in FAMILIES.values() for m in methods if m not in shown],
         "notes": _notes(report, runs, scored), "repetitions": BOOTSTRAP_REPETITIONS,
+        "scored_by": _scored_by(runs), "beside": _beside(runs),
+        "training_episodes": TRAINING_EPISODES,
         "seeds": _range([len(game.runs) for game in games]),
         "steps": _range([run.steps for run in runs]),
         "episodes": _range([run.episodes for run in runs]),
@@ -209,6 +224,17 @@ def _context(report: Report, fingerprint: str, figures: set[str]) -> dict[str, A
         "DRAMA": DRAMA,
         "title": f"Drama on {'Atari 100k' if scored else ', '.join(g.game for g in games)}",
     }  # fmt: skip
+
+
+def _scored_by(runs: Sequence[RunScore]) -> str:
+    """How the actions behind the scores were chosen, for reading."""
+    return " or ".join(sorted({run.actions for run in runs}))
+
+
+def _beside(runs: Sequence[RunScore]) -> list[Actions]:
+    """The ways to choose actions that were played and are not every run's score already."""
+    played = {way for run in runs for way in run.played}
+    return [way for way in WAYS if way in played and any(run.actions != way for run in runs)]
 
 
 def _comparison(
@@ -264,12 +290,52 @@ def _notes(report: Report, runs: Sequence[RunScore], scored: list[str]) -> list[
             f"{_range([run.episodes for run in runs])} evaluation episodes per run, where the "
             f"protocol has {integer(PROTOCOL_STEPS)} and {PROTOCOL_EPISODES}."
         )
+    notes += _episode_notes(runs)
     commits = {run.git_commit for run in runs}
     if len({commit and commit.removesuffix("-dirty") for commit in commits}) > 1:
         notes.append("The runs were made at different commits; the table of runs shows which.")
     if any(commit and commit.endswith("-dirty") for commit in commits):
         notes.append("Some runs were made from a working tree with changes not committed (dirty).")
     return notes
+
+
+def _episode_notes(runs: Sequence[RunScore]) -> list[str]:
+    """What a mean over evaluation episodes stands on, where that is less than it seems."""
+    notes = []
+    for way in WAYS:
+        played = [(run, run.played[way]) for run in runs if way in run.played]
+        same = [run for run, found in played if found.all_same]
+        if same:
+            notes.append(
+                f"All {way} episodes are one and the same in {_names(same)}: such a mean says no "
+                "more than a single episode."
+            )
+        early = [run for run, found in played if found.episodes < found.asked]
+        if early:
+            counts = [_range([getattr(run.played[way], name) for run in early])
+                      for name in ("episodes", "asked")]  # fmt: skip
+            notes.append(
+                f"{counts[0]} {way} episodes, where {counts[1]} were asked for, in "
+                f"{_names(early)}: evaluation stopped there, the first being all the same."
+            )
+        cut = sum(found.truncated for _, found in played)
+        if cut:
+            notes.append(
+                f"{cut} of {sum(found.episodes for _, found in played)} {way} episodes were "
+                f"truncated, in {_names([run for run, found in played if found.truncated])}."
+            )
+    return notes
+
+
+def _names(runs: Sequence[RunScore]) -> str:
+    """Runs for reading: "Krull (seeds 0, 2), Pong (seed 1)"."""
+    seeds: dict[str, list[str]] = {}
+    for run in runs:
+        seeds.setdefault(run.game, []).append(str(run.seed))
+    return ", ".join(
+        f"{game} (seed{'s' * (len(numbers) > 1)} {', '.join(numbers)})"
+        for game, numbers in seeds.items()
+    )
 
 
 def _interval_notes(games: Sequence[GameScore]) -> list[str]:
@@ -299,6 +365,7 @@ def _rows(report: Report) -> list[dict[str, Any]]:
     return [
         {
             **{name: getattr(run, name) for name in SCHEMA.names if hasattr(run, name)},
+            **{f"{way}_return": run.return_by(way) for way in WAYS},
             "preset": report.preset,
             "reproduction": report.reproduction,
             "random": baselines.random.get(run.game),
@@ -339,6 +406,8 @@ def _aggregates_document(report: Report) -> dict[str, Any]:
             game.game: {
                 "runs": len(game.runs),
                 "mean_return": game.mean_return,
+                **{f"{way}_return": game.return_by(way) for way in WAYS},
+                "training_return": game.training_return,
                 "human_normalised_score": game.human_normalised_score,
             }
             for game in report.games

@@ -1,8 +1,9 @@
 """Scores of finished runs: read, normalised, aggregated, set beside the published methods.
 
-A run's score is the mean return of its evaluation episodes; a game's score is the mean over its
-runs ("Drama", arXiv 2410.08893, section 3). Nothing here looks at a clock or at the file system
-beyond the files that the plan names, so the same inputs always give the same numbers.
+A run's score is the mean return of its evaluation episodes, played with the actions that its
+settings name (greedy, as published, or sampled); a game's score is the mean over its runs ("Drama",
+arXiv 2410.08893, section 3). Nothing here looks at a clock or at the file system beyond the files
+that the plan names, so the same inputs always give the same numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -23,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rliable import library, metrics
 
+from drama.artifacts.evaluations import EvaluationDamaged, Played, read_evaluation
+from drama.config import Actions
 from drama.errors import DramaError
 from drama.files import sha256_file
 
@@ -31,6 +34,13 @@ PROTOCOL_STEPS = 100_000
 """Agent steps of the Atari100k protocol (400 000 frames)."""
 PROTOCOL_EPISODES = 100
 PROTOCOL_SEEDS = 5
+TRAINING_EPISODES = 10
+"""How many of the last training episodes make a run's training return, all where there are fewer.
+
+Some publications (DreamerV3) evaluate nothing and give the mean return of the last episodes that
+were played while training, with sampled actions. A number of episodes, not a share of the steps:
+in games whose episodes last thousands of steps, a tenth of the steps holds a handful or none.
+"""
 
 DRAMA = "Drama"
 FAMILIES = {
@@ -115,6 +125,24 @@ class RunScore:
     evaluation: str
     git_commit: str | None
     folder: Path
+    actions: Actions  # that the score was played with
+    played: Mapping[Actions, Played]  # the score's episodes, and those played beside them
+    training_return: float | None  # mean over the last training episodes; None without one
+    training_episodes: int
+
+    @property
+    def different(self) -> int | None:
+        """How many of the score's episodes differ; None where nobody noted it."""
+        return self.played[self.actions].different
+
+    @property
+    def truncated(self) -> int:
+        """How many of the score's episodes were cut off."""
+        return self.played[self.actions].truncated
+
+    def return_by(self, way: Actions) -> float | None:
+        """Mean return with actions chosen in one way; None where that was not played."""
+        return self.played[way].mean_return if way in self.played else None
 
 
 @dataclass(frozen=True)
@@ -129,6 +157,20 @@ class GameScore:
     def mean_return(self) -> float:
         """Mean over the runs of their mean returns."""
         return float(np.mean([run.mean_return for run in self.runs]))
+
+    @cached_property
+    def training_return(self) -> float | None:
+        """Mean over the runs of their training returns; None unless every run has one."""
+        return _mean([run.training_return for run in self.runs])
+
+    def return_by(self, way: Actions) -> float | None:
+        """Mean over the runs with actions chosen in one way; None unless all played it."""
+        return _mean([run.return_by(way) for run in self.runs])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 @dataclass(frozen=True)
@@ -252,18 +294,19 @@ def read_run(results: Path, planned: PlannedRun, baselines: Baselines) -> RunSco
     Raises ReportError when either is missing, damaged or belongs to another run.
     """
     record = _read_record(results, planned)
-    returns = _read_evaluation(results, planned)
+    played, score = _read_evaluation(results, planned)
     for artifact in record["artifacts"]:
         if artifact["path"] in ("episodes.parquet", "training.parquet"):
             _check_artifact(results, planned, artifact)
-    mean = float(np.mean(returns))
+    training = read_curve(planned, "episodes.parquet", ["episode_return"])["episode_return"]
+    last = training[-TRAINING_EPISODES:]
     return RunScore(
         game=planned.game,
         seed=planned.seed,
-        mean_return=mean,
-        standard_deviation=float(np.std(returns)),
-        episodes=returns.size,
-        human_normalised_score=baselines.normalise(planned.game, mean),
+        mean_return=score.mean_return,
+        standard_deviation=float(np.std(score.returns)),
+        episodes=score.episodes,
+        human_normalised_score=baselines.normalise(planned.game, score.mean_return),
         steps=int(record["steps"]),
         device=str(record["device"]),
         wall_seconds=float(record["wall_seconds"]),
@@ -271,6 +314,10 @@ def read_run(results: Path, planned: PlannedRun, baselines: Baselines) -> RunSco
         evaluation=planned.evaluation,
         git_commit=record["git_commit"],
         folder=planned.folder,
+        actions=score.actions,
+        played=played,
+        training_return=float(np.mean(last)) if last.size else None,
+        training_episodes=last.size,
     )
 
 
@@ -294,30 +341,19 @@ def _read_record(results: Path, planned: PlannedRun) -> dict[str, Any]:
     return dict(record)
 
 
-def _read_evaluation(results: Path, planned: PlannedRun) -> np.ndarray:
+def _read_evaluation(results: Path, planned: PlannedRun) -> tuple[Mapping[Actions, Played], Played]:
     path = planned.folder / f"evaluation-{planned.evaluation[:16]}.parquet"
     if not path.is_file():
         raise _problem(results, planned, f"has not been evaluated ({path} is missing)", "evaluate")
     try:
-        table = pq.read_table(path)
-        origin = json.loads((table.schema.metadata or {})[b"drama"])
-        belongs = (origin["run"], origin["fingerprint"]) == (planned.run, planned.evaluation)
-        episodes = int(origin["settings"]["episodes"])
-        returns = table["episode_return"].to_numpy().astype(np.float64)
-    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+        found = read_evaluation(path)
+    except EvaluationDamaged as error:
         raise _problem(
-            results, planned, f"has an unreadable evaluation, {path} ({error!r}); remove it",
-            "evaluate",
-        ) from error  # fmt: skip
-    if not belongs:
+            results, planned, f"has an unreadable evaluation: {error}", "evaluate"
+        ) from error
+    if (found.run, found.fingerprint) != (planned.run, planned.evaluation):
         raise _problem(results, planned, f"has the evaluation of another run in {path}", "evaluate")
-    if returns.size != episodes or returns.size == 0 or not np.isfinite(returns).all():
-        raise _problem(
-            results, planned,
-            f"has {returns.size} episodes in {path}, {int(np.isfinite(returns).sum())} of them "
-            f"with a finite return, where {episodes} were asked for; remove it", "evaluate",
-        )  # fmt: skip
-    return returns
+    return found.played, found.score
 
 
 def _check_artifact(results: Path, planned: PlannedRun, artifact: dict[str, Any]) -> None:
@@ -339,7 +375,9 @@ def _problem(results: Path, planned: PlannedRun, what: str, command: str) -> Rep
     return ReportError(f"{planned.game} seed {planned.seed} {what}. Run: drama {command} {recipe}")
 
 
-def read_curve(run: RunScore, name: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
+def read_curve(
+    run: RunScore | PlannedRun, name: str, columns: Sequence[str]
+) -> dict[str, np.ndarray]:
     """Read columns of a run's episodes.parquet or training.parquet as float64 arrays [rows].
 
     A column that the file lacks is all NaN; null becomes NaN. Raises ReportError when the file
