@@ -49,6 +49,17 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_ALTOGETHER)
 
 
+def slow_bfloat16(precision: str, device: torch.device) -> str:
+    """Say that a CPU has no units for the precision that a run computes in; nothing if it has."""
+    units = (name for name, there in torch.cpu.get_capabilities().items() if there)
+    if precision != "bfloat16" or device.type != "cpu" or any("bf16" in name for name in units):
+        return ""
+    return (
+        "training.precision = bfloat16: this CPU has no units for it, so this will be slow; "
+        "`drama plan --set training.precision=float32` plans the run without, as another run"
+    )
+
+
 def train_run(run: RunFiles, runtime: Runtime) -> None:
     """Train a run to its end and write its record; a whole run is left alone.
 
@@ -68,6 +79,8 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
         _check_taken_over(run)
         backend = runtime.choose_backend(run.recipe.settings.sequence_model)
         _say(f"Sequence backend: {backend}")
+        if slow := slow_bfloat16(run.recipe.settings.training.precision, runtime.device):
+            _say(slow)
         keep_freed_memory()
         status = train(run.recipe, run.fingerprint, run.folder, runtime)
         write_record(
