@@ -328,13 +328,14 @@ def read_evaluation_recipe(run: RunFiles) -> EvaluationFiles:
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text)
-        named = data["run"], data["code"]
-        settings = resolve(EvaluationSettings, [Layer(str(path), data["settings"])])
+        # First of all: an older recipe may have other settings.
+        current = (data["run"], data["code"]) == (run.fingerprint, code_hash(EVALUATION_CODE))
+        settings = current and resolve(EvaluationSettings, [Layer(str(path), data["settings"])])
     except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
         raise ConfigurationError(
             f"{path}: not an evaluation's recipe ({error}). {_renewal(run.recipe)}"
         ) from None
-    if named != (run.fingerprint, code_hash(EVALUATION_CODE)):
+    if not settings:
         raise ConfigurationError(f"{path}: out of date. {_renewal(run.recipe)}")
     fingerprint = sha256_text(text)
     name = f"evaluation-{fingerprint[:SHORT]}.parquet"

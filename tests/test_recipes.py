@@ -339,6 +339,7 @@ def test_a_recipe_can_be_named_from_anywhere(
     [
         ({"run": "0" * 64}, "out of date"),
         ({"code": "0" * 64}, "out of date"),
+        ({"code": "0" * 64, "settings": {"episodes": 5, "environments": 2}}, "out of date"),
         ({"settings": EVALUATION | {"episodes": 0}}, "not an evaluation's recipe"),
         ({"settings": EVALUATION | {"enough_same": 1}}, "not an evaluation's recipe"),
         ({"settings": {"episodes": 5, "environments": 2}}, "not an evaluation's recipe"),
@@ -360,7 +361,7 @@ def test_an_evaluations_recipe_that_cannot_be_used_is_refused(
     else:
         data = data | change if isinstance(change, dict) else change
     path.write_text(json.dumps(data))
-    with pytest.raises(ConfigurationError, match=f"{said}.*drama plan"):
+    with pytest.raises(ConfigurationError, match=f"(?s){said}.*drama plan"):
         read_evaluation_recipe(read_recipe(run.recipe))
     path.unlink()
     with pytest.raises(ConfigurationError, match=r"seed9\.evaluation\.json"):
