@@ -193,19 +193,24 @@ def verify(
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Check checksums and play nothing.")
     ] = False,
+    episodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Play the first so many episodes of each evaluation only."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
     """Hold recorded runs to their records: every file's checksum, then the score.
 
-    The checkpoint plays each recorded evaluation again, with its seeds. On the kind of device and
-    the library versions it was made with, every episode must come out exactly. Exits with code 1
-    when a run does not hold, or was made by other code and cannot be played.
+    The checkpoint, or where that is not here the exported weights, plays each recorded evaluation
+    again, with its seeds and today's code. On the kind of device and the library versions it was
+    made with, every episode must come out exactly. Exits with code 1 when a run does not hold, or
+    when it would take earlier code to play it.
     """
     with stop_at_once():
         import torch
 
-        from drama.artifacts.verify import find_records
+        from drama.artifacts.records import find_records
         from drama.artifacts.verify import verify as verify_run
 
         torch.set_num_threads(threads)
@@ -213,12 +218,28 @@ def verify(
         play_on = _device(device)
         failed = 0
         for record in records:
-            verdict = verify_run(record, play_on, play_again=not files_only)
+            verdict = verify_run(record, play_on, play_again=not files_only, episodes=episodes)
             failed += not verdict.holds
             print(f"{verdict.finding.name.lower():10} {record.parent}: {verdict.text}", flush=True)
     print(f"{len(records) - failed} of {len(records)} runs hold")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A whole run's recipe, record or folder.")],
+) -> None:
+    """Export a whole run's agent: its weights as safetensors, and a card that describes them.
+
+    Writes `weights-<fingerprint>.safetensors` and `.md` into the run's folder; `drama evaluate` and
+    `drama verify` play with them where the checkpoint is not, and so does `drama.load` in Python.
+    """
+    with stop_at_once():
+        from drama.artifacts.export import export as export_run
+
+        weights, card = export_run(run)
+    print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB\n{card}")
 
 
 @app.command()

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import torch
 
+from drama.artifacts.agents import agent_of
 from drama.artifacts.evaluations import note_evaluation
 from drama.artifacts.image import running_digest
+from drama.artifacts.records import read_record
 from drama.artifacts.store import fetch
+from drama.artifacts.weights import weights_path
 from drama.errors import DramaError
-from drama.evaluation import load_agent, play, write_evaluation
+from drama.evaluation import play, write_evaluation
 from drama.model.sequence import kernels
 from drama.recipes import EvaluationFiles, RunFiles
 from drama.runs import is_whole, locked, make_current, write_record
@@ -39,12 +42,13 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
         TrainingFailed, CheckpointError: when it cannot go on.
     """
     with locked(run.folder):
-        make_current(run.folder, run.fingerprint)
-        if run.record.exists():
+        if is_whole(run.folder, run.fingerprint):
+            make_current(run.folder, run.fingerprint)
             _say(f"{run.record}: this run is whole already")
             return
         backend = runtime.choose_backend(run.recipe.settings.sequence_model)
         _say(f"Sequence backend: {backend}")
+        make_current(run.folder, run.fingerprint)
         status = train(run.recipe, run.fingerprint, run.folder, runtime)
         write_record(
             run.record,
@@ -74,8 +78,8 @@ def evaluate_run(
     Raises:
         ConfigurationError: when the backend cannot be used.
         RunIncomplete: when the run is not whole.
-        CheckpointError: when its checkpoint is damaged.
-        NotFetched: when its checkpoint is not here and cannot be fetched from DVC.
+        CheckpointError, WeightsError: when its checkpoint, or weights in its place, are damaged.
+        NotFetched: when neither is here and the checkpoint cannot be fetched from DVC.
     """
     torch.set_num_threads(threads)
     if not is_whole(run.folder, run.fingerprint):
@@ -89,7 +93,8 @@ def evaluate_run(
         choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
         _say(f"Sequence backend: {choice}")
         _fetch_checkpoint(run)
-        agent = load_agent(run.recipe, run.folder / CHECKPOINT, run.fingerprint, device)
+        agent, source = agent_of(read_record(run.record), device)
+        _say(f"{source}: plays")
         kernels.use(agent, choice)
         episodes = play(agent, run.recipe, evaluation.settings)
         header = {
@@ -107,9 +112,9 @@ def evaluate_run(
 
 
 def _fetch_checkpoint(run: RunFiles) -> None:
-    """Fetch a whole run's checkpoint when it is not here, as in a clone that pulled nothing."""
+    """Fetch a whole run's checkpoint when neither it nor the weights are here, as in a clone."""
     checkpoint = run.folder / CHECKPOINT
-    if checkpoint.exists():
+    if checkpoint.exists() or weights_path(run.folder, run.fingerprint).exists():
         return
     source = fetch(run.record, CHECKPOINT, f"train@{run.recipe.game}-{run.recipe.seed}")
     _say(f"{checkpoint}: fetched from {source}")

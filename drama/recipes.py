@@ -252,7 +252,8 @@ def read_recipe(path: Path) -> RunFiles:
     if recipe.code != code_hash(RUN_CODE):
         raise ConfigurationError(
             f"{path}: made for other code ({recipe.code[:SHORT]}; today's is "
-            f"{code_hash(RUN_CODE)[:SHORT]}). `drama plan` brings it up to date"
+            f"{code_hash(RUN_CODE)[:SHORT]}). `drama plan` brings it up to date; `drama verify` "
+            "plays a run that other code made"
         )
     if LOCK_FILE.exists() and recipe.runtime != lock_hash(LOCK_FILE):
         raise ConfigurationError(

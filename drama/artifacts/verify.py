@@ -1,39 +1,40 @@
 """Does a recorded run still hold: are its files intact, does its score come out again?
 
 Both are asked of the run's own record. The files' checksums are held to those that
-run-<fingerprint>.json names. Then the checkpoint plays the recorded evaluations again, with their
-seeds and settings, and every episode is held to its row.
+run-<fingerprint>.json names. Then the checkpoint, or where that is not here the exported weights,
+plays the recorded evaluations again, with their seeds and settings and today's code, and every
+episode is held to its row.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from pydantic import ValidationError
 
-from drama.artifacts.stages import EXPERIMENT, results_folder
-from drama.config import EvaluationSettings, load_experiment
-from drama.errors import ConfigurationError, DramaError
-from drama.evaluation import load_agent, play
-from drama.files import canonical_json, sha256_file, sha256_text
+from drama.artifacts.agents import agent_of
+from drama.artifacts.records import (
+    Damaged,
+    OtherCode,
+    RecordedEvaluation,
+    RecordedRun,
+    evaluations_of,
+    read_record,
+)
+from drama.artifacts.weights import read_weights_of, same_tensors, weights_path
+from drama.behaviour.agent import Agent
+from drama.errors import DramaError
+from drama.evaluation import Episode, play
+from drama.files import sha256_file, sha256_text
 from drama.jobs import device_name
 from drama.model.sequence import kernels
 from drama.recipes import EVALUATION_CODE, RUN_CODE, code_hash, evaluation_text
-from drama.runs import SHORT, SUPERSEDED, versions
-from drama.settings import Recipe
-from drama.training.loop import CHECKPOINT
-
-
-class Damaged(DramaError):
-    """A record, or a file that it names, is not what it was."""
+from drama.runs import versions
+from drama.training.checkpoint import load_checkpoint
+from drama.training.loop import CHECKPOINT, REPLAY
 
 
 class Missing(DramaError):
@@ -43,12 +44,12 @@ class Missing(DramaError):
 class Finding(IntEnum):
     """What came of verifying, from best to worst."""
 
-    VERIFIED = 0  # every file and every episode
-    SIMILAR = 1  # every file; played on something else, where equality cannot be asked for
-    INTACT = 2  # every file; no score was played
-    UNPLAYABLE = 3  # every file; made by other code than today's
+    VERIFIED = 0  # every file that had to be here, and every episode that was asked for
+    SIMILAR = 1  # likewise; played on something else, where equality cannot be asked for
+    INTACT = 2  # likewise; no score was played
+    EARLIER = 3  # likewise; today's code plays another score, or cannot play, earlier code may
     MISSING = 4  # files are not here; those that are here hold
-    DIFFERENT = 5  # every file; another score, on the same kind of device
+    DIFFERENT = 5  # every file; another score, with the same code on the same kind of device
     DAMAGED = 6
 
 
@@ -65,41 +66,9 @@ class Verdict:
         return self.finding <= Finding.INTACT
 
 
-def find_records(places: Sequence[Path] | None = None) -> list[Path]:
-    """Return the records of all whole runs at or below the given places.
-
-    Args:
-        places: recipes, records, or folders of any level from a run's to `results`; by default
-            the results that config/config.yaml names.
-
-    Raises:
-        ConfigurationError: when a place holds no whole run.
-    """
-    if not places:
-        places = [Path(results_folder(load_experiment(EXPERIMENT)))]
-    return [record for place in places for record in _records_at(place)]
-
-
-def _records_at(place: Path) -> list[Path]:
-    if place.is_file() and place.match("run-*.json"):
-        return [place]
-    folder = place
-    if place.suffix == ".json":  # results/<preset>/recipes/<Game>/seed<k>.json
-        folder = place.parents[2] / "runs" / place.parent.name / place.stem
-    found = [
-        path
-        for path in sorted(folder.rglob("run-*.json"))
-        if SUPERSEDED not in path.relative_to(folder).parts
-    ]
-    if not found:
-        raise ConfigurationError(
-            f"{place}: no whole run there. Name a recipe, a run's folder or a preset's results, "
-            "such as results/xs"
-        )
-    return found
-
-
-def verify(record: Path, device: torch.device, *, play_again: bool = True) -> Verdict:
+def verify(
+    record: Path, device: torch.device, *, play_again: bool = True, episodes: int | None = None
+) -> Verdict:
     """Verify one run; nothing is written.
 
     Args:
@@ -107,68 +76,82 @@ def verify(record: Path, device: torch.device, *, play_again: bool = True) -> Ve
         device: to play on. On the kind of device the score was made on, every episode has to
             come out exactly.
         play_again: whether to play the evaluations again or to check files only.
+        episodes: how many of each evaluation to play, its first ones; all by default.
     """
+    files = ""
     try:
-        data, recipe = _read_record(record)
-        files = f"{_check_artifacts(record.parent, data, recipe)} files intact"
+        run = read_record(record)
+        absent = _check_artifacts(run)
+        files = _say_files(run, absent)
         if not play_again:
-            return Verdict(Finding.INTACT, files)
-        verdicts = [
-            _play(path, data, recipe, device)
-            for path in sorted(record.parent.glob("evaluation-*.parquet"))
-        ]
+            return Verdict(Finding.INTACT, f"{files}; no score was played")
+        evaluations = evaluations_of(run)
+        if not evaluations:
+            _require(run, absent)
+            return Verdict(Finding.INTACT, f"{files}; no score is recorded")
+        agent, _ = agent_of(run, device)
+        verdicts = [_play(evaluation, run, agent, device, episodes) for evaluation in evaluations]
     except Missing as error:
         return Verdict(Finding.MISSING, str(error))
+    except OtherCode as error:
+        return Verdict(Finding.EARLIER, "; ".join(filter(None, (files, str(error)))))
     except DramaError as error:
         return Verdict(Finding.DAMAGED, str(error))
-    if not verdicts:
-        return Verdict(Finding.INTACT, f"{files}; no score is recorded")
-    findings = {verdict.finding for verdict in verdicts}
-    if len(findings) > 1:  # an evaluation of earlier code lies beside today's
-        findings.discard(Finding.UNPLAYABLE)
-    return Verdict(max(findings), "; ".join([files, *(verdict.text for verdict in verdicts)]))
+    finding = max(verdict.finding for verdict in verdicts)
+    return Verdict(finding, "; ".join([files, *(verdict.text for verdict in verdicts)]))
 
 
-def _read_record(path: Path) -> tuple[dict[str, Any], Recipe]:
-    try:
-        data = json.loads(path.read_bytes())
-        recipe = Recipe.model_validate_json(canonical_json(data["recipe"]))
-        listed = {item["path"]: (item["sha256"], item["bytes"]) for item in data["artifacts"]}
-        named = data["fingerprint"]
-        data["device"], data["versions"], data["git_commit"]
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise Damaged(
-            f"{path.name} cannot be read ({type(error).__name__}); `git checkout` brings it back"
-        ) from None
-    fingerprint = sha256_text(canonical_json(data["recipe"]))
-    if not fingerprint == named or path.stem != f"run-{fingerprint[:SHORT]}":
-        raise Damaged(
-            f"{path.name} says {str(named)[:SHORT]}, but its recipe's fingerprint is "
-            f"{fingerprint[:SHORT]}; `git checkout` brings it back"
-        )
-    if CHECKPOINT not in listed:
-        raise Damaged(f"{path.name} lists no {CHECKPOINT}; `git checkout` brings it back")
-    return data, recipe
+def _check_artifacts(run: RecordedRun) -> list[str]:
+    """Hold every listed file that is here to its size and checksum, and the weights to the record.
 
-
-def _check_artifacts(folder: Path, data: dict[str, Any], recipe: Recipe) -> int:
-    """Hold every listed file to its size and checksum; returns how many there are."""
+    Returns:
+        The files that are not here, and need not be because the weights are.
+    """
     missing, changed = [], []
-    for item in data["artifacts"]:
-        path = folder / item["path"]
+    for item in run.record.artifacts:
+        path = run.folder / item.path
         if not path.is_file():
-            missing.append(item["path"])
-        elif path.stat().st_size != item["bytes"] or sha256_file(path) != item["sha256"]:
-            changed.append(item["path"])
-    stage = f"train@{recipe.game}-{recipe.seed}"
+            missing.append(item.path)
+        elif path.stat().st_size != item.bytes or sha256_file(path) != item.sha256:
+            changed.append(item.path)
     if changed:
         raise Damaged(
-            f"not the recorded bytes: {_few(changed)}; remove them, then `dvc pull {stage}`, "
+            f"not the recorded bytes: {_few(changed)}; remove them, then `dvc pull {run.stage}`, "
             "or `git checkout` for what git keeps"
         )
+    _require(run, [name for name in missing if not _is_large(name)])
+    if not weights_path(run.folder, run.fingerprint).exists():
+        _require(run, missing)
+        return []
+    weights = read_weights_of(run)
+    if CHECKPOINT not in missing:
+        state = load_checkpoint(run.folder / CHECKPOINT, run.fingerprint)["agent"]
+        if not same_tensors(weights.tensors, state):
+            raise Damaged(f"{weights.path.name} is not what {CHECKPOINT} holds; export it anew")
+    return missing
+
+
+def _is_large(name: str) -> bool:
+    """Say whether a file is one of those that git does not keep."""
+    return name == CHECKPOINT or name.startswith(f"{REPLAY}/")
+
+
+def _require(run: RecordedRun, missing: Sequence[str]) -> None:
     if missing:
-        raise Missing(f"not here: {_few(missing)}; `dvc pull {stage}` where DVC keeps them")
-    return len(data["artifacts"])
+        raise Missing(f"not here: {_few(missing)}; `dvc pull {run.stage}` where DVC keeps them")
+
+
+def _say_files(run: RecordedRun, absent: Sequence[str]) -> str:
+    listed = len(run.record.artifacts)
+    weights = weights_path(run.folder, run.fingerprint)
+    if not weights.exists():
+        return f"{listed} files intact"
+    if not absent:
+        return f"{listed} files and the weights intact"
+    return (
+        f"{listed - len(absent)} of {listed} files intact, not here and not checked: "
+        f"{_few(absent)}; the weights are intact and name the recorded checkpoint"
+    )
 
 
 def _few(names: Sequence[str]) -> str:
@@ -176,58 +159,74 @@ def _few(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _play(path: Path, data: dict[str, Any], recipe: Recipe, device: torch.device) -> Verdict:
-    """Play one recorded evaluation again."""
-    recorded, header, settings = _read_evaluation(path, data["fingerprint"])
-    mean = float(recorded["episode_return"].to_numpy().mean())
-    text = evaluation_text(data["fingerprint"], settings, code_hash(EVALUATION_CODE))
-    if recipe.code != code_hash(RUN_CODE) or sha256_text(text) != header["fingerprint"]:
-        commit = data["git_commit"] or "unknown"
-        return Verdict(
-            Finding.UNPLAYABLE,
-            f"score {mean:g} not played again: it was made by other code (commit {commit})",
-        )
-    agent = load_agent(recipe, path.parent / CHECKPOINT, data["fingerprint"], device)
-    recorded_backend = header.get("backend", "torch")  # it was the only one before it was recorded
+# --- playing -------------------------------------------------------------------------------------
+
+
+def _play(
+    evaluation: RecordedEvaluation,
+    run: RecordedRun,
+    agent: Agent,
+    device: torch.device,
+    episodes: int | None,
+) -> Verdict:
+    """Play one recorded evaluation again, or its first episodes, with today's code."""
+    header, settings = evaluation.header, evaluation.settings
+    recorded_backend = header.get("backend", "torch")  # the only one before it was recorded
     backend = kernels.choose(
-        "torch" if recorded_backend == "torch" else "auto", device, recipe.settings.sequence_model
+        "torch" if recorded_backend == "torch" else "auto",
+        device,
+        run.recipe.settings.sequence_model,
     )
     kernels.use(agent, backend)
-    episodes = play(agent, recipe, settings)
-    rows = recorded.to_pylist()
-    equal = sum(
-        row["seed"] == episode.seed
-        and row["episode_return"] == episode.episode_return
-        and row["length"] == episode.length
-        for row, episode in zip(rows, episodes, strict=False)
+    count = min(episodes or settings.episodes, settings.episodes)
+    rows = evaluation.table.to_pylist()[:count]
+    played = play(agent, run.recipe, settings.model_copy(update={"episodes": count}))
+    equal = _count_equal(rows, played)
+    if equal < count and count < settings.episodes:
+        # Fewer side by side round otherwise, and one draw in a million then falls otherwise.
+        played = play(agent, run.recipe, settings)[:count]
+        equal = _count_equal(rows, played)
+    mean = float(evaluation.table["episode_return"].to_numpy().mean())
+    which = "all" if count == settings.episodes else f"the first {count} of {settings.episodes}"
+    code = "" if _is_todays(run, evaluation) else _with_todays_code(run)
+    if equal == count:
+        if count == settings.episodes:
+            text = f"score {mean:g} again, all {count} episodes exactly"
+        else:
+            text = f"score {mean:g} recorded, {which} episodes again, exactly"
+        return Verdict(Finding.VERIFIED, text + code)
+    now = sum(episode.episode_return for episode in played) / count
+    then = sum(row["episode_return"] for row in rows) / count
+    found = (
+        f"score {now:g} where {then:g} is recorded for {which} episodes, "
+        f"{equal} of {count} episodes exactly{code}"
     )
-    if equal == len(rows) == len(episodes):
-        return Verdict(Finding.VERIFIED, f"score {mean:g} again, all {equal} episodes exactly")
-    now = sum(episode.episode_return for episode in episodes) / len(episodes)
-    found = f"score {now:g} where {mean:g} is recorded, {equal} of {len(rows)} episodes exactly"
     here = (device_name(device), backend.name, versions())
-    if here != (header["device"], recorded_backend, data["versions"]):
+    if here != (header["device"], recorded_backend, run.record.versions):
         return Verdict(
             Finding.SIMILAR,
             f"{found}; played on another device, backend or other library versions",
         )
+    if code:
+        return Verdict(Finding.EARLIER, f"{found}, which may be needed to play it")
     return Verdict(Finding.DIFFERENT, found)
 
 
-def _read_evaluation(
-    path: Path, fingerprint: str
-) -> tuple[pa.Table, dict[str, Any], EvaluationSettings]:
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        header = json.loads(table.schema.metadata[b"drama"])
-        settings = EvaluationSettings.model_validate_json(canonical_json(header["settings"]))
-        run = header["run"]
-        header["device"], header["fingerprint"], table["episode_return"]
-        whole = table.num_rows == settings.episodes
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise Damaged(
-            f"{path.name} cannot be read ({type(error).__name__}); `git checkout` brings it back"
-        ) from None
-    if run != fingerprint or not whole:
-        raise Damaged(f"{path.name} is not this run's evaluation; `git checkout` brings it back")
-    return table, header, settings
+def _count_equal(rows: Sequence[dict[str, object]], played: Sequence[Episode]) -> int:
+    return sum(
+        row["seed"] == episode.seed
+        and row["episode_return"] == episode.episode_return
+        and row["length"] == episode.length
+        for row, episode in zip(rows, played, strict=False)
+    )
+
+
+def _is_todays(run: RecordedRun, evaluation: RecordedEvaluation) -> bool:
+    """Say whether today's code is the one that trained the run and played the evaluation."""
+    text = evaluation_text(run.fingerprint, evaluation.settings, code_hash(EVALUATION_CODE))
+    todays = run.recipe.code == code_hash(RUN_CODE)
+    return todays and sha256_text(text) == evaluation.header["fingerprint"]
+
+
+def _with_todays_code(run: RecordedRun) -> str:
+    return f", with today's code; the run was made at commit {run.commit}"

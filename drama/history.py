@@ -1,0 +1,102 @@
+"""Recorded recipes read by later code: settings that were added since, and what was done before.
+
+What a run recorded stays as it was written, and its fingerprint is that text's. Whoever reads a
+record, an evaluation or a weights file to show it, verify it or play with it reads it through here.
+Planning and training never do: their recipes have every key.
+
+To add a setting: give it its line in config/presets/xs.yaml, its field in `drama.settings` (or
+`drama.config.EvaluationSettings`) and a line in `ADDED`: its key as in that file, and the value
+under which today's code does what was done before there was such a key. Where that depends on other
+settings, a function of the recorded ones, such as
+
+    "world_model.kernels": lambda settings: [5] * len(settings["world_model"]["channels"]),
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from drama.config import EvaluationSettings, Layer, parse_recipe, resolve
+from drama.files import canonical_json
+from drama.settings import Recipe
+
+Before = Any | Callable[[Mapping[str, Any]], Any]
+
+ADDED: dict[str, Before] = {}
+"""Settings that were added after runs had been recorded: what was done before."""
+
+
+def read_recipe(recorded: Mapping[str, Any], source: str) -> Recipe:
+    """Parse a recipe that this or an earlier version recorded.
+
+    Args:
+        recorded: as it was written.
+        source: where, for messages.
+
+    Raises:
+        ConfigurationError: when today's settings cannot say what it says.
+    """
+    return parse_recipe(canonical_json(filled(recorded)), source)
+
+
+def read_evaluation_settings(recorded: Any, source: str) -> EvaluationSettings:
+    """Parse evaluation settings that this or an earlier version recorded.
+
+    Raises:
+        ConfigurationError: when today's settings cannot say what they say.
+    """
+    settings = {"evaluation": copy.deepcopy(recorded)}
+    _fill(settings)
+    return resolve(EvaluationSettings, [Layer(source, settings["evaluation"])])
+
+
+def filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe with what its settings lack."""
+    recipe = copy.deepcopy(dict(recipe))
+    _fill(recipe.get("settings"))
+    return recipe
+
+
+def _fill(settings: Any) -> None:
+    """Give nested settings the keys they lack; what is no mapping is left for parsing to refuse."""
+    for key, before in ADDED.items():
+        *sections, name = key.split(".")
+        place = settings
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or name in place:
+            continue
+        try:
+            place[name] = before(settings) if callable(before) else copy.deepcopy(before)
+        except (KeyError, TypeError):  # of settings that lack more than that: so it stays missing
+            continue
+
+
+def earlier_record(folder: Path, recipe: Path) -> Path | None:
+    """Find the whole run of earlier code that lies where a planned run would.
+
+    Args:
+        folder: the planned run's.
+        recipe: the planned run's.
+
+    Returns:
+        The record of the one run in the folder, when its recipe says what the planned one says but
+        for code and library versions; None otherwise.
+    """
+    records = list(folder.glob("run-*.json"))
+    if len(records) != 1:
+        return None
+    try:
+        made = json.loads(records[0].read_bytes())["recipe"]
+        planned = json.loads(recipe.read_bytes())
+        return records[0] if _apart_from_code(made) == _apart_from_code(planned) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _apart_from_code(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: value for k, value in filled(recipe).items() if k not in ("code", "runtime")}
