@@ -17,11 +17,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drama.config import EvaluationSettings, Layer, parse_recipe, resolve
-from drama.files import canonical_json
+from drama.files import canonical_json, sha256_text
+from drama.runs import SHORT
 from drama.settings import Recipe
 
 Before = Any | Callable[[Mapping[str, Any]], Any]
@@ -56,9 +58,9 @@ def read_evaluation_settings(recorded: Any, source: str) -> EvaluationSettings:
 
 def filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recorded recipe with what its settings lack."""
-    recipe = copy.deepcopy(dict(recipe))
-    _fill(recipe.get("settings"))
-    return recipe
+    whole = copy.deepcopy(dict(recipe))
+    _fill(whole.get("settings"))
+    return whole
 
 
 def _fill(settings: Any) -> None:
@@ -76,7 +78,20 @@ def _fill(settings: Any) -> None:
             continue
 
 
-def earlier_record(folder: Path, recipe: Path) -> Path | None:
+# --- whole runs of earlier code ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A whole run of earlier code: its record and the little of it that overviews show."""
+
+    record: Path
+    fingerprint: str
+    commit: str
+    steps: int
+
+
+def earlier_run(folder: Path, recipe: Path) -> EarlierRun | None:
     """Find the whole run of earlier code that lies where a planned run would.
 
     Args:
@@ -84,18 +99,42 @@ def earlier_record(folder: Path, recipe: Path) -> Path | None:
         recipe: the planned run's.
 
     Returns:
-        The record of the one run in the folder, when its recipe says what the planned one says but
-        for code and library versions; None otherwise.
+        The one run in the folder, when its recipe says what the planned one says but for code and
+        library versions; None otherwise.
     """
     records = list(folder.glob("run-*.json"))
     if len(records) != 1:
         return None
     try:
-        made = json.loads(records[0].read_bytes())["recipe"]
+        made = json.loads(records[0].read_bytes())
         planned = json.loads(recipe.read_bytes())
-        return records[0] if _apart_from_code(made) == _apart_from_code(planned) else None
+        fingerprint = sha256_text(canonical_json(made["recipe"]))
+        same = _apart_from_code(made["recipe"]) == _apart_from_code(planned)
+        if not same or made["fingerprint"] != fingerprint:
+            return None
+        commit = str(made["git_commit"] or "unknown")
+        return EarlierRun(records[0], fingerprint, commit, int(made["steps"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class NotedEvaluation:
+    """The evaluation that a run's evaluation.json names: its file and its fingerprint."""
+
+    path: Path
+    fingerprint: str
+
+
+def noted_evaluation(record: Path) -> NotedEvaluation | None:
+    """Return the evaluation that was made last of the run with this record; None without one."""
+    try:
+        note = json.loads(record.with_name("evaluation.json").read_bytes())
+        fingerprint = str(note["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    path = record.with_name(f"evaluation-{fingerprint[:SHORT]}.parquet")
+    return NotedEvaluation(path, fingerprint) if path.is_file() else None
 
 
 def _apart_from_code(recipe: Mapping[str, Any]) -> dict[str, Any]:

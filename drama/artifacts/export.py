@@ -67,9 +67,12 @@ def _what(run: RecordedRun) -> Iterator[str]:
     recipe = run.recipe
     yield f"# {recipe.game}, preset {recipe.preset}, seed {recipe.seed}"
     yield ""
-    yield "A reinforcement-learning agent: a world model with a "
-    yield f"{recipe.settings.sequence_model.kind} sequence model, and an actor that learned in what"
-    yield f"it imagines, after the method Drama ([arXiv 2410.08893](https://arxiv.org/abs/2410.08893)),"
+    yield (
+        f"A reinforcement-learning agent: a world model with {recipe.settings.sequence_model.kind} "
+        "as its sequence"
+    )
+    yield "model, and an actor that learned in what it imagines. The method is Drama"
+    yield "([arXiv 2410.08893](https://arxiv.org/abs/2410.08893)),"
     yield f"trained for {run.record.steps:,} agent steps of {recipe.game}."
     yield ""
     yield "What it is not:"
@@ -91,11 +94,11 @@ def _use(run: RecordedRun, weights: Path) -> Iterator[str]:
     yield "```python"
     yield "import drama"
     yield f'run = drama.load("{weights.name}")  # refuses a damaged file'
-    yield "print(run.play(episodes=1))  # greedy; run.agent is a torch module, run.recipe its settings"
+    yield "print(run.play(episodes=1))  # run.agent is a torch module, run.recipe its settings"
     yield "```"
     yield ""
-    yield "In a clone, `drama verify` on this folder holds the files to their checksums and plays the"
-    yield "recorded episodes again."
+    yield "In a clone, `drama verify` on this folder holds the files to their checksums and plays"
+    yield "the recorded episodes again."
     yield ""
 
 
@@ -138,8 +141,8 @@ def _origin(run: RecordedRun, weights: Path) -> Iterator[str]:
     ):
         yield f"| {name} | {value} |"
     yield ""
-    yield "The weights are under the Apache License 2.0, like the code. The file is safetensors; its"
-    yield "metadata holds the recipe below, and checksums."
+    yield "The weights are under the Apache License 2.0, like the code. The file is safetensors;"
+    yield "its metadata holds the recipe below, and checksums."
     yield ""
     yield "## Settings"
     yield ""

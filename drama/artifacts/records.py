@@ -24,7 +24,7 @@ from drama.runs import SHORT, SUPERSEDED
 from drama.settings import Count, NonNegative, Recipe
 from drama.training.loop import CHECKPOINT
 
-Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Damaged(DramaError):
@@ -40,7 +40,7 @@ class Artifact(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    path: Annotated[str, Field(pattern=r"\A[\w.-]+(/[\w.-]+)*\Z", max_length=200)]
+    path: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=200)]
     sha256: Sha256
     bytes: Annotated[int, Field(ge=0)]
 

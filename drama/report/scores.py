@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -25,6 +25,7 @@ from rliable import library, metrics
 
 from drama.errors import DramaError
 from drama.files import sha256_file
+from drama.history import earlier_run, noted_evaluation
 
 FORMAT = 1
 PROTOCOL_STEPS = 100_000
@@ -79,13 +80,17 @@ class Baselines:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One entry of recipes/report.json: which run and which evaluation the report needs."""
+    """One entry of recipes/report.json: which run and which evaluation the report needs.
+
+    Not `current` is one of earlier code that stands in for it.
+    """
 
     game: str
     seed: int
     run: str
     evaluation: str
     folder: Path
+    current: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class RunScore:
     evaluation: str
     git_commit: str | None
     folder: Path
+    current: bool = True  # the planned run and evaluation, not those of earlier code
 
 
 @dataclass(frozen=True)
@@ -228,7 +234,7 @@ def read_scores(results: Path, plan: Plan, baselines: Baselines) -> tuple[GameSc
     problems = []
     for run in plan.runs:
         try:
-            games[run.game].append(read_run(results, run, baselines))
+            games[run.game].append(read_run(results, _at_hand(results, run), baselines))
         except ReportError as error:
             problems.append(str(error))
     if problems:
@@ -271,7 +277,27 @@ def read_run(results: Path, planned: PlannedRun, baselines: Baselines) -> RunSco
         evaluation=planned.evaluation,
         git_commit=record["git_commit"],
         folder=planned.folder,
+        current=planned.current,
     )
+
+
+def _at_hand(results: Path, planned: PlannedRun) -> PlannedRun:
+    """Return the planned run, or the whole run of earlier code and evaluation in its place."""
+    record = planned.folder / f"run-{planned.run[:16]}.json"
+    evaluation = planned.folder / f"evaluation-{planned.evaluation[:16]}.parquet"
+    recipe = results / "recipes" / planned.game / f"seed{planned.seed}.json"
+    if record.is_file() and evaluation.is_file():
+        return planned
+    run = planned.run
+    if not record.is_file():
+        made = earlier_run(planned.folder, recipe)
+        if made is None:
+            return planned
+        record, run = made.record, made.fingerprint
+    noted = noted_evaluation(record)
+    if noted is None:
+        return planned
+    return replace(planned, run=run, evaluation=noted.fingerprint, current=False)
 
 
 def _read_record(results: Path, planned: PlannedRun) -> dict[str, Any]:
