@@ -138,7 +138,7 @@ def write_weights(run: RecordedRun, state: Mapping[str, np.ndarray]) -> Path:
 
 
 def _played(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {n: np.ascontiguousarray(v) for n, v in state.items() if not n.startswith(SLOW_CRITIC)}
+    return {n: np.asarray(v, order="C") for n, v in state.items() if not n.startswith(SLOW_CRITIC)}
 
 
 def _in_order(content: bytes) -> bytes:
