@@ -87,9 +87,13 @@ def agent_of(run: RecordedRun, device: torch.device) -> tuple[Agent, Path]:
             )
         return read_weights_of(run).agent(device), weights
     state = load_checkpoint(checkpoint, run.fingerprint)["agent"]
-    if problem := other_tensors(run.recipe, shapes_of(state)):
+    try:
+        return build_agent(run.recipe, state, device), checkpoint
+    except RuntimeError as error:  # of tensors that do not fit
+        problem = other_tensors(run.recipe, shapes_of(state))
+        if problem is None:
+            raise
         raise OtherCode(
             f"{checkpoint}: not the tensors of the agent that today's code builds from the run's "
             f"recipe: {problem}. The code of commit {run.commit} may build it"
-        )
-    return build_agent(run.recipe, state, device), checkpoint
+        ) from error
