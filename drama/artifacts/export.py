@@ -128,6 +128,7 @@ def _scores(evaluations: list[RecordedEvaluation]) -> Iterator[str]:
 
 def _origin(run: RecordedRun, weights: Path) -> Iterator[str]:
     record = run.record
+    trained = timedelta(seconds=round(record.wall_seconds))
     yield "## Where it comes from"
     yield ""
     yield "| | |"
@@ -135,10 +136,7 @@ def _origin(run: RecordedRun, weights: Path) -> Iterator[str]:
     for name, value in (
         ("run (fingerprint)", f"`{run.fingerprint}`"),
         ("code (git commit)", f"`{run.commit}`"),
-        (
-            "trained on",
-            f"{record.device}, in {timedelta(seconds=round(record.wall_seconds))} h, {record.finished}",
-        ),
+        ("trained on", f"{record.device}, in {trained} h, {record.finished}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
         (f"SHA-256 of `{weights.name}`", f"`{sha256_file(weights)}`"),
         ("SHA-256 of the checkpoint", f"`{run.checkpoint.sha256}`"),
