@@ -131,7 +131,8 @@ def train(
 
     Everything goes to `results/<preset>/runs/<Game>/seed<k>/`; `run-<fingerprint>.json` is written
     last and says that the run is whole. SIGTERM and Ctrl-C save and exit with code 75. Another run
-    found in the folder is moved to `results/<preset>/superseded/`, never overwritten.
+    found in the folder is moved to `results/<preset>/superseded/` as this one begins, never
+    overwritten.
     """
     with stop_at_once():
         files = read_recipe(recipe)
@@ -169,7 +170,8 @@ def report(
     """Write scores, figures and one page from a preset's finished runs, and print the table.
 
     Reads the plan, recipes/report.json, and the runs and evaluations it names; writes to report/
-    in the same folder. Every planned run must be trained and evaluated.
+    in the same folder. Every planned run must be trained and evaluated; a whole run of the same
+    settings and of earlier code stands in for one that is not, and is marked.
     """
     from rich.console import Console
 
@@ -295,7 +297,8 @@ def status(
 
     waiting; running; stopped on request and lost to a kill, which both go on where they were when
     training is started again; trained; done, with the evaluation's mean return instead of the last
-    episode's; failed, with the last line of the run's log.
+    episode's; earlier code, for a whole run of the same settings that other code made; failed, with
+    the last line of the run's log.
     """
     from rich.console import Console
 

@@ -94,7 +94,8 @@ def evaluate_run(
         _say(f"Sequence backend: {choice}")
         _fetch_checkpoint(run)
         agent, source = agent_of(read_record(run.record), device)
-        _say(f"{source}: plays")
+        if source.name != CHECKPOINT:
+            _say(f"{source}: plays, since {CHECKPOINT} is not here")
         kernels.use(agent, choice)
         episodes = play(agent, run.recipe, evaluation.settings)
         header = {

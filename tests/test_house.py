@@ -232,6 +232,24 @@ def test_the_configuration_names_the_26_games() -> None:
     assert experiment["seeds"] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("preset", ["laptop", "learn/catch"])
+def test_git_keeps_what_a_clone_needs_to_play_and_nothing_large(preset: str) -> None:
+    results = f"results/{preset}"
+    small = ("run-0.json", "evaluation-0.parquet", "evaluation.json", "episodes.parquet",
+             "training.parquet", "weights-0.safetensors", "weights-0.md")  # fmt: skip
+    large = ("checkpoint.parquet", "replay/part-00000.parquet", "status.json", ".run.json.x.part")
+    kept = [f"{results}/runs/Pong/seed0/{name}" for name in small]
+    kept += [f"{results}/recipes/Pong/seed0.json", f"{results}/report/index.html"]
+    left = [f"{results}/runs/Pong/seed0/{name}" for name in large]
+    left += [f"{results}/runs/Pong/.seed0.lock", f"{results}/logs/report.log"]
+    left += ["results/xs/runs/Pong/seed0/weights-0.safetensors", "results/quick/report/index.html"]
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", *kept, *left],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == left, done
+
+
 def test_the_snakefile_is_a_table_of_contents() -> None:
     assert len((ROOT / "Snakefile").read_text(encoding="utf-8").splitlines()) <= 40
 
