@@ -18,7 +18,7 @@ from drama import gpus
 from drama.config import nearest, parse_assignment
 from drama.errors import ConfigurationError, DramaError
 from drama.recipes import plan as make_plan
-from drama.recipes import read_evaluation_recipe, read_recipe
+from drama.recipes import read_recipe
 from drama.settings import Backend
 from drama.stopping import stop_at_once
 
@@ -138,7 +138,8 @@ def train(
 
     Everything goes to `results/<preset>/runs/<Game>/seed<k>/`; `run-<fingerprint>.json` is written
     last and says that the run is whole. SIGTERM and Ctrl-C save and exit with code 75. Another run
-    found in the folder is moved to `results/<preset>/superseded/`, never overwritten.
+    found in the folder is moved to `results/<preset>/superseded/` as this one begins, never
+    overwritten.
     """
     with stop_at_once():
         if steps is None:
@@ -167,13 +168,13 @@ def evaluate(
     section `evaluation` of the preset: greedy or sampled actions, or both, and how many episodes.
     Writes one row per episode to `evaluation-<fingerprint>.parquet` in the run's folder and prints
     the mean return and how many episodes are different: where the game itself is not random, they
-    differ only by their first action and the agent's random numbers.
+    differ only by their first action and the agent's random numbers. A whole run of earlier code
+    with the recipe's settings is scored in its place, by today's code.
     """
     with stop_at_once():
-        files = read_recipe(recipe)
-        evaluation = read_evaluation_recipe(files)
-        from drama.jobs import evaluate_run
+        from drama.jobs import evaluate_run, find_scored
 
+        files, evaluation = find_scored(recipe)
         evaluate_run(files, evaluation, _device(device), threads, _backend(backend))
 
 
@@ -184,7 +185,8 @@ def report(
     """Write scores, figures and one page from a preset's finished runs, and print the table.
 
     Reads the plan, recipes/report.json, and the runs and evaluations it names; writes to report/
-    in the same folder. Every planned run must be trained and evaluated.
+    in the same folder. Every planned run must be trained and evaluated; a whole run of the same
+    settings and of earlier code stands in for one that is not, and is marked.
     """
     from rich.console import Console
 
@@ -208,19 +210,24 @@ def verify(
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Check checksums and play nothing.")
     ] = False,
+    episodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Play the first so many episodes of each evaluation only."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
     """Hold recorded runs to their records: every file's checksum, then the score.
 
-    The checkpoint plays each recorded evaluation again, with its seeds and settings. On the kind of
-    device and the library versions it was made with, every episode must come out exactly. Exits
-    with code 1 when a run does not hold, or was made by other code and cannot be played.
+    The checkpoint, or where that is not here the exported weights, plays each recorded evaluation
+    again, with its seeds and settings and today's code. On the kind of device and the library
+    versions it was made with, every episode must come out exactly. Exits with code 1 when a run
+    does not hold, or when it would take earlier code to play it.
     """
     with stop_at_once():
         import torch
 
-        from drama.artifacts.verify import find_records
+        from drama.artifacts.records import find_records
         from drama.artifacts.verify import verify as verify_run
 
         torch.set_num_threads(threads)
@@ -228,12 +235,28 @@ def verify(
         play_on = _device(device)
         failed = 0
         for record in records:
-            verdict = verify_run(record, play_on, play_again=not files_only)
+            verdict = verify_run(record, play_on, play_again=not files_only, episodes=episodes)
             failed += not verdict.holds
             print(f"{verdict.finding.name.lower():10} {record.parent}: {verdict.text}", flush=True)
     print(f"{len(records) - failed} of {len(records)} runs hold")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A whole run's recipe, record or folder.")],
+) -> None:
+    """Export a whole run's agent: its weights as safetensors, and a card that describes them.
+
+    Writes `weights-<fingerprint>.safetensors` and `.md` into the run's folder; `drama evaluate` and
+    `drama verify` play with them where the checkpoint is not, and so does `drama.load` in Python.
+    """
+    with stop_at_once():
+        from drama.artifacts.export import export as export_run
+
+        weights, card = export_run(run)
+    print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB\n{card}")
 
 
 @app.command()
@@ -289,7 +312,8 @@ def status(
 
     waiting; running; stopped on request and lost to a kill, which both go on where they were when
     training is started again; trained; done, with the evaluation's mean return instead of the last
-    episode's; failed, with the last line of the run's log.
+    episode's; earlier code, for a whole run of the same settings that other code made; failed, with
+    the last line of the run's log.
     """
     from rich.console import Console
 

@@ -551,6 +551,15 @@ def read_recipe_text(path: Path) -> tuple[Recipe, str]:
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: not a recipe: {error}") from None
+    return parse_recipe(text, str(path)), text
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """Parse a recipe's JSON and check that its settings go together.
+
+    Raises:
+        ConfigurationError: naming `source`, when it is not a recipe.
+    """
     try:
         recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
@@ -558,9 +567,9 @@ def read_recipe_text(path: Path) -> tuple[Recipe, str]:
         place = ".".join(map(str, first["loc"]))
         problem = first["msg"] if first["type"] == "missing" else _problem(first)
         raise ConfigurationError(
-            f"{path}: not a recipe: {f'{place}: ' if place else ''}{problem}"
+            f"{source}: not a recipe: {f'{place}: ' if place else ''}{problem}"
         ) from None
-    check_game(recipe.game, f"{path}: game = {recipe.game!r}")
+    check_game(recipe.game, f"{source}: game = {recipe.game!r}")
     for _, problem in _conflicts(recipe.settings):
-        raise ConfigurationError(f"{path}: settings: {problem}")
-    return recipe, text
+        raise ConfigurationError(f"{source}: settings: {problem}")
+    return recipe

@@ -216,13 +216,22 @@ def load_agent(recipe: Recipe, checkpoint: Path, fingerprint: str, device: torch
     Raises:
         CheckpointError: when the checkpoint is damaged or of another run.
     """
+    return build_agent(recipe, load_checkpoint(checkpoint, fingerprint)["agent"], device)
+
+
+def build_agent(recipe: Recipe, state: Mapping[str, np.ndarray], device: torch.device) -> Agent:
+    """Build a recipe's agent from its parameters and buffers, in evaluation mode."""
+    agent = new_agent(recipe)
+    agent.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    return agent.to(device).eval()
+
+
+def new_agent(recipe: Recipe) -> Agent:
+    """Build the agent that a recipe describes, untrained."""
     environment = make(recipe.game, recipe.settings.environment)
     actions = int(environment.action_space.n)
     environment.close()
-    agent = Agent(recipe.settings, actions)
-    state = load_checkpoint(checkpoint, fingerprint)["agent"]
-    agent.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    return agent.to(device).eval()
+    return Agent(recipe.settings, actions)
 
 
 def write_evaluation(

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from drama.artifacts.agents import agent_of
 from drama.artifacts.evaluations import note_evaluation
 from drama.artifacts.image import running_digest
+from drama.artifacts.records import read_record
 from drama.artifacts.store import fetch
+from drama.artifacts.weights import weights_path
+from drama.config import read_recipe_text
 from drama.errors import DramaError
-from drama.evaluation import load_agent, play, write_evaluation
+from drama.evaluation import play, write_evaluation
+from drama.history import earlier_run
 from drama.model.sequence import kernels
-from drama.recipes import EvaluationFiles, RunFiles
+from drama.recipes import (
+    RUN_CODE,
+    EvaluationFiles,
+    RunFiles,
+    code_hash,
+    read_evaluation_recipe,
+    read_recipe,
+    run_files,
+    todays_evaluation,
+)
 from drama.runs import SHORT, is_whole, locked, make_current, write_record
 from drama.settings import Backend
 from drama.training.loop import CHECKPOINT, Runtime, train
@@ -72,8 +87,8 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
         TrainingFailed, CheckpointError: when it cannot go on.
     """
     with locked(run.folder):
-        make_current(run.folder, run.fingerprint)
-        if run.record.exists():
+        if is_whole(run.folder, run.fingerprint):
+            make_current(run.folder, run.fingerprint)
             _say(f"{run.record}: this run is whole already")
             return
         _check_taken_over(run)
@@ -82,6 +97,7 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
         if slow := slow_bfloat16(run.recipe.settings.training.precision, runtime.device):
             _say(slow)
         keep_freed_memory()
+        make_current(run.folder, run.fingerprint)
         status = train(run.recipe, run.fingerprint, run.folder, runtime)
         write_record(
             run.record,
@@ -108,6 +124,26 @@ def _check_taken_over(run: RunFiles) -> None:
     )
 
 
+def find_scored(path: Path) -> tuple[RunFiles, EvaluationFiles]:
+    """Return the run that the evaluation of a recipe scores, and the evaluation.
+
+    That is the recipe's own, or a whole one of earlier code that lies in its place: one whose
+    recipe differs in code and library versions at most.
+
+    Raises:
+        ConfigurationError: when it is not a recipe, or of other code and there is no such run.
+    """
+    recipe, _ = read_recipe_text(path)
+    run = run_files(path, recipe, "")
+    made = earlier_run(run.folder, path)
+    if made is None or made.recipe["code"] == code_hash(RUN_CODE):
+        run = read_recipe(path)
+        return run, read_evaluation_recipe(run)
+    _say(f"{made.record}: of earlier code, commit {made.commit}; today's scores it")
+    run = replace(run, fingerprint=made.fingerprint)
+    return run, todays_evaluation(run)
+
+
 def evaluate_run(
     run: RunFiles,
     evaluation: EvaluationFiles,
@@ -123,8 +159,8 @@ def evaluate_run(
     Raises:
         ConfigurationError: when the backend cannot be used.
         RunIncomplete: when the run is not whole.
-        CheckpointError: when its checkpoint is damaged.
-        NotFetched: when its checkpoint is not here and cannot be fetched from DVC.
+        CheckpointError, WeightsError: when its checkpoint, or weights in its place, are damaged.
+        NotFetched: when neither is here and the checkpoint cannot be fetched from DVC.
     """
     torch.set_num_threads(threads)
     if not is_whole(run.folder, run.fingerprint):
@@ -138,7 +174,9 @@ def evaluate_run(
         choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
         _say(f"Sequence backend: {choice}")
         _fetch_checkpoint(run)
-        agent = load_agent(run.recipe, run.folder / CHECKPOINT, run.fingerprint, device)
+        agent, source = agent_of(read_record(run.record), device)
+        if source.name != CHECKPOINT:
+            _say(f"{source}: plays, since {CHECKPOINT} is not here")
         kernels.use(agent, choice)
         episodes = play(agent, run.recipe, evaluation.settings)
         header = {
@@ -160,9 +198,9 @@ def evaluate_run(
 
 
 def _fetch_checkpoint(run: RunFiles) -> None:
-    """Fetch a whole run's checkpoint when it is not here, as in a clone that pulled nothing."""
+    """Fetch a whole run's checkpoint when neither it nor the weights are here, as in a clone."""
     checkpoint = run.folder / CHECKPOINT
-    if checkpoint.exists():
+    if checkpoint.exists() or weights_path(run.folder, run.fingerprint).exists():
         return
     source = fetch(run.record, CHECKPOINT, f"train@{run.recipe.game}-{run.recipe.seed}")
     _say(f"{checkpoint}: fetched from {source}")

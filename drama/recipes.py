@@ -34,7 +34,7 @@ from drama.settings import CATCH, Recipe
 PACKAGE = Path(__file__).parent
 RUN_CODE = ("settings.py", "env", "replay", "model", "behaviour", "training")
 EVALUATION_CODE = ("evaluation.py",)
-REPORT_CODE = ("report", "artifacts/evaluations.py")
+REPORT_CODE = ("report", "artifacts/evaluations.py", "history.py")
 LOCK_FILE = Path("containers/run.lock")
 
 
@@ -278,7 +278,8 @@ def read_recipe(path: Path, renewal: str | None = None) -> RunFiles:
     if recipe.code != code_hash(RUN_CODE):
         raise ConfigurationError(
             f"{path}: made for other code ({recipe.code[:SHORT]}; today's is "
-            f"{code_hash(RUN_CODE)[:SHORT]}). {renewal}"
+            f"{code_hash(RUN_CODE)[:SHORT]}). {renewal}; `drama verify` plays a run "
+            "that other code made"
         )
     if LOCK_FILE.exists() and recipe.runtime != lock_hash(LOCK_FILE):
         raise ConfigurationError(
@@ -337,6 +338,28 @@ def read_evaluation_recipe(run: RunFiles) -> EvaluationFiles:
         ) from None
     if not settings:
         raise ConfigurationError(f"{path}: out of date. {_renewal(run.recipe)}")
+    return _evaluation_files(run, settings, text)
+
+
+def todays_evaluation(run: RunFiles) -> EvaluationFiles:
+    """Return the evaluation by today's code, with the settings in the recipe beside a run's.
+
+    Raises:
+        ConfigurationError: when there is no such recipe.
+    """
+    path = evaluation_recipe(run.path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        settings = resolve(EvaluationSettings, [Layer(str(path), data)])
+    except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
+        raise ConfigurationError(
+            f"{path}: not an evaluation's recipe ({error}). {_renewal(run.recipe)}"
+        ) from None
+    text = evaluation_text(run.fingerprint, settings, code_hash(EVALUATION_CODE))
+    return _evaluation_files(run, settings, text)
+
+
+def _evaluation_files(run: RunFiles, settings: EvaluationSettings, text: str) -> EvaluationFiles:
     fingerprint = sha256_text(text)
     name = f"evaluation-{fingerprint[:SHORT]}.parquet"
     return EvaluationFiles(settings, fingerprint, run.folder / name)

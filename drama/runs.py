@@ -59,11 +59,9 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
             holder = file.read() or "another process"
             if not wait:
                 raise RunBusy(f"{folder}: {holder} works on this run") from None
-            print(
+            _say(
                 f"{folder}: waiting for {holder}, which works on this run; "
-                "stop that one, and this one goes on from where it was",
-                file=sys.stderr,
-                flush=True,
+                "stop that one, and this one goes on from where it was"
             )
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
@@ -96,6 +94,11 @@ def superseded(folder: Path, fingerprint: str) -> Path:
     return results / SUPERSEDED / relative / fingerprint[:SHORT]
 
 
+def holds_whole(folder: Path) -> bool:
+    """Say whether a whole run, whichever, lies in a folder."""
+    return any(folder.glob("run-*.json"))
+
+
 def is_current(folder: Path, fingerprint: str) -> bool:
     """Say whether a folder holds this run, or nothing while this run is not kept elsewhere."""
     present = owner(folder)
@@ -107,7 +110,8 @@ def is_current(folder: Path, fingerprint: str) -> bool:
 def make_current(folder: Path, fingerprint: str) -> None:
     """Give a run its folder: set another aside, bring this one back if it was set aside before.
 
-    Call it with the folder locked. Nothing is deleted or overwritten.
+    Call it with the folder locked, when the run is about to need it. Nothing is deleted or
+    overwritten, and what is set aside is named.
     """
     remove_leftovers(folder)
     if is_current(folder, fingerprint):
@@ -117,6 +121,10 @@ def make_current(folder: Path, fingerprint: str) -> None:
         aside = _free(superseded(folder, present))
         aside.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(aside)
+        _say(
+            f"{folder}: run {present} set aside to {aside}, as run {fingerprint[:SHORT]} takes its "
+            "place"
+        )
     earlier = superseded(folder, fingerprint)
     if earlier.exists():
         if folder.is_dir():  # empty, or it would have had an owner
@@ -134,14 +142,22 @@ def _free(path: Path) -> Path:
 
 
 def restore(folder: Path, fingerprint: str) -> None:
-    """Bring back a run that was set aside, unless somebody works on the run that has its folder."""
-    if not superseded(folder, fingerprint).exists():
+    """Bring back a run that was set aside, unless somebody works on the run that has its folder.
+
+    One that is not whole waits until it is trained on, rather than take the place of one that is.
+    """
+    aside = superseded(folder, fingerprint)
+    if not aside.exists() or (holds_whole(folder) and not holds_whole(aside)):
         return
     try:
         with locked(folder, wait=False):
             make_current(folder, fingerprint)
     except RunBusy:
         return
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def write_record(

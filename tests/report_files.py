@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drama.evaluation import SCHEMA
+from drama.files import canonical_json
 
 
 def digest(text: str) -> str:
@@ -120,3 +121,27 @@ def write_record(folder: Path, run: str, steps: int, seed: int) -> None:
         "finished": "2025-01-01T00:00:00+00:00", "steps": steps,
     }  # fmt: skip
     (folder / f"run-{run[:16]}.json").write_text(json.dumps(record))
+
+
+def plan_anew(results: Path, game: str, seed: int, **settings: int) -> str:
+    """Let the plan ask for a run of later code where a whole one lies; returns that one's commit.
+
+    `settings` are what the later plan says in place of the whole run's `{"steps": 600}`.
+    """
+    folder = results / "runs" / game / f"seed{seed}"
+    (path,) = folder.glob("run-*.json")
+    (old,) = folder.glob("evaluation-*.parquet")
+    recipe = {"game": game, "seed": seed, "settings": {"steps": 600}, "code": "1", "runtime": "1"}
+    run, evaluation = digest(canonical_json(recipe)), digest("an earlier evaluation")
+    record = json.loads(path.read_text()) | {"recipe": recipe, "fingerprint": run}
+    path.unlink()
+    (folder / f"run-{run[:16]}.json").write_text(json.dumps(record))
+    returns = pq.read_table(old)["episode_return"].to_pylist()
+    old.unlink()
+    write_evaluation(folder, game, seed, run, evaluation, returns)
+    (folder / "evaluation.json").write_text(json.dumps({"fingerprint": evaluation}))
+    planned = recipe | {"code": "2", "settings": {"steps": 600} | settings}
+    place = results / "recipes" / game / f"seed{seed}.json"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(canonical_json(planned))
+    return str(record["git_commit"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ RANKS = {
     "errors": 0, "settings": 0, "files": 0, "stopping": 0,
     "env": 1, "replay": 1, "model": 1, "behaviour": 1,
     "training": 2,
-    "config": 3, "evaluation": 3, "runs": 3,
+    "config": 3, "evaluation": 3, "runs": 3, "history": 3,
     "recipes": 4, "gpus": 4, "slurm": 4,
     "artifacts": 5, "report": 5, "jobs": 5, "extensions": 5,
     "cli": 6,
@@ -66,8 +68,11 @@ def test_inner_rings_never_import_outer_ones(path: Path) -> None:
 
 
 def reachable(start: str) -> set[str]:
-    """Every module that importing `start` brings in, following the project's own modules."""
-    seen: set[str] = set()
+    """Every module that importing `start` brings in, following the project's own modules.
+
+    `drama` itself imports only when `drama.load` is called: a test below asks Python.
+    """
+    seen: set[str] = {"drama"}
     queue = [start]
     while queue:
         name = queue.pop()
@@ -90,6 +95,12 @@ def test_planning_and_reporting_need_no_torch(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     if part(module) in ("report", "recipes", "config"):
         assert "torch" not in reachable(module)
+
+
+def test_the_package_itself_imports_nothing_large() -> None:
+    code = "import sys, drama; print(*{'torch', 'numpy', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done
 
 
 def locked(name: str) -> dict[str, tuple[str, list[str]]]:
@@ -219,6 +230,24 @@ def test_the_configuration_names_the_26_games() -> None:
     assert tuple(experiment["games"]) == ATARI_100K
     assert experiment["preset"] == "xs"
     assert experiment["seeds"] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("preset", ["laptop", "learn/catch"])
+def test_git_keeps_what_a_clone_needs_to_play_and_nothing_large(preset: str) -> None:
+    results = f"results/{preset}"
+    small = ("run-0.json", "evaluation-0.parquet", "evaluation.json", "episodes.parquet",
+             "training.parquet", "weights-0.safetensors", "weights-0.md")  # fmt: skip
+    large = ("checkpoint.parquet", "replay/part-00000.parquet", "status.json", ".run.json.x.part")
+    kept = [f"{results}/runs/Pong/seed0/{name}" for name in small]
+    kept += [f"{results}/recipes/Pong/seed0.json", f"{results}/report/index.html"]
+    left = [f"{results}/runs/Pong/seed0/{name}" for name in large]
+    left += [f"{results}/runs/Pong/.seed0.lock", f"{results}/logs/report.log"]
+    left += ["results/xs/runs/Pong/seed0/weights-0.safetensors", "results/quick/report/index.html"]
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", *kept, *left],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == left, done
 
 
 def test_the_snakefile_is_a_table_of_contents() -> None:

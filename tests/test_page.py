@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from report_files import write_evaluation, write_results
+from report_files import plan_anew, write_evaluation, write_results
 from rich.console import Console
 
 from drama.report import Report, ReportError, console_table, read_returns, write_report
@@ -400,3 +400,47 @@ def test_ratios_and_durations_for_reading() -> None:
     assert [duration(s) for s in (41.4, 61, 3599.7, 33120)] == [
         "41 s", "1 min 01 s", "1 h 00 min", "9 h 12 min",
     ]  # fmt: skip
+
+
+# -- runs of earlier code ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    results = write_results(tmp_path_factory.mktemp("c") / "quick", RETURNS)
+    plan_anew(results, "Pong", 0)
+    return write_report(results)
+
+
+def test_runs_of_earlier_code_are_marked_everywhere(earlier: Report) -> None:
+    folder = earlier.path.parent
+    rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
+    assert [row["current"] for row in rows] == ["false", "true", "true", "true"]
+    assert pq.read_table(folder / "scores.parquet")["current"].to_pylist()[:2] == [False, True]
+    for text in (earlier.path.read_text(), (folder / "report.md").read_text()):
+        assert text.count("1 of 4 runs or their evaluations are of earlier code") == 1
+        (line,) = [
+            line for line in text.splitlines() if "<strong>earlier" in line or "**ear" in line
+        ]
+        assert "Pong" in line and "abcdef01" in line
+    table = printed(earlier)
+    assert "Pong *" in table and "Boxing *" not in table
+    assert "* earlier code: commit abcdef01" in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_a_report_of_planned_runs_marks_none(quick: Report) -> None:
+    folder = quick.path.parent
+    assert "earlier code" not in quick.path.read_text() + (folder / "report.md").read_text()
+    assert "earlier code" not in printed(quick) and "Pong *" not in printed(quick)
+    assert ",true\n" in (folder / "scores.csv").read_text()
+
+
+def test_a_report_of_earlier_code_has_no_stamp_of_the_plans(earlier: Report) -> None:
+    """Or Snakemake would take the plan's report for made."""
+    plan = (earlier.path.parents[1] / "recipes/report.json").read_bytes()
+    name = f"report-{hashlib.sha256(plan).hexdigest()[:16]}"
+    assert [path.name for path in earlier.path.parent.glob("report-*.json")] == [
+        f"{name}-earlier.json"
+    ]
+    assert earlier.stamp.name == f"{name}-earlier.json"

@@ -213,6 +213,28 @@ def test_restoring_waits_for_nobody(folder: Path) -> None:
     assert held(folder) == ONE
 
 
+def test_restoring_takes_no_whole_runs_place_for_half_a_run(folder: Path) -> None:
+    begin(folder, ONE)
+    make_current(folder, TWO)
+    begin(folder, TWO)
+    finish(folder, TWO)
+    restore(folder, ONE)
+    assert held(folder) == TWO
+    finish(superseded(folder, ONE), ONE)
+    restore(folder, ONE)
+    assert held(folder) == ONE
+
+
+def test_what_is_set_aside_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_current(folder, ONE)
+    begin(folder, ONE)
+    make_current(folder, ONE)
+    assert capsys.readouterr().err == ""
+    make_current(folder, TWO)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"run {ONE[:16]} set aside to {superseded(folder, ONE)}" in line and TWO[:16] in line
+
+
 def test_a_run_is_whole_wherever_it_is_kept(folder: Path) -> None:
     assert not is_whole(folder, ONE)
     begin(folder, ONE)

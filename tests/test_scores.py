@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_files import digest, write_evaluation, write_record, write_results
+from report_files import digest, plan_anew, write_evaluation, write_record, write_results
 
 from drama.report.scores import (
     ReportError,
@@ -367,6 +367,50 @@ def test_all_problems_are_told_at_once(results: Path) -> None:
 
 
 # -- the plan ---------------------------------------------------------------------------------
+
+
+# -- runs of earlier code ---------------------------------------------------------------------
+
+
+def test_a_whole_run_of_earlier_code_stands_in_for_the_planned_one(results: Path) -> None:
+    before = read(results)
+    commit = plan_anew(results, "Pong", 1)
+    assert read(results) == before
+    (pong, *_) = read_scores(results, read_plan(results), BASELINES)
+    assert [run.current for run in pong.runs] == [True, False]
+    assert pong.runs[1].git_commit == commit
+
+
+def test_one_of_other_settings_does_not(results: Path) -> None:
+    plan_anew(results, "Pong", 0, steps=601)
+    expect(results, "train", "Pong seed 0 has not finished training")
+
+
+def test_one_that_was_not_evaluated_does_not(results: Path) -> None:
+    plan_anew(results, "Pong", 0)
+    (results / "runs/Pong/seed0/evaluation.json").unlink()
+    expect(results, "train", "Pong seed 0 has not finished training")
+
+
+def test_damage_to_one_of_earlier_code_is_told(results: Path) -> None:
+    plan_anew(results, "Pong", 0)
+    (results / "runs/Pong/seed0/episodes.parquet").write_bytes(b"")
+    expect(results, "train", "Pong seed 0 is damaged")
+
+
+def test_an_evaluation_of_earlier_code_stands_in_too(results: Path) -> None:
+    _, _, old = run_files(results)
+    note = {"fingerprint": digest("earlier")}
+    table = pq.read_table(old)
+    origin = json.loads(table.schema.metadata[b"drama"]) | note
+    new = old.with_name(f"evaluation-{digest('earlier')[:16]}.parquet")
+    pq.write_table(table.replace_schema_metadata({b"drama": json.dumps(origin)}), new)
+    assert read_scores(results, read_plan(results), BASELINES)[0].runs[0].current
+    old.unlink()
+    expect(results, "evaluate", "Pong seed 0 has not been evaluated")
+    (old.parent / "evaluation.json").write_text(json.dumps(note))
+    run = read_scores(results, read_plan(results), BASELINES)[0].runs[0]
+    assert not run.current and run.evaluation == digest("earlier")
 
 
 def test_without_a_plan_the_error_says_how_to_plan(tmp_path: Path) -> None:

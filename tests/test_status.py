@@ -17,7 +17,7 @@ from report_files import write_evaluation
 
 from drama.artifacts.status import planned_results, read_statuses, remarks
 from drama.errors import ConfigurationError
-from drama.files import write_json
+from drama.files import canonical_json, sha256_text, write_json
 from drama.runs import locked
 
 RUN, EVALUATION = "a" * 64, "b" * 64
@@ -171,6 +171,32 @@ def test_a_whole_run_is_trained_and_with_its_evaluation_done(results: Path) -> N
 def test_a_recorded_run_needs_neither_status_nor_log(results: Path) -> None:
     whole(results)
     assert state(results) == "trained"
+
+
+def earlier(results: Path, **settings: int) -> None:
+    """Let a whole, evaluated run of earlier code lie in the planned run's folder."""
+    recipe = {"game": GAME, "settings": {"steps": 1}, "code": "1", "runtime": "1"}
+    run, evaluation = sha256_text(canonical_json(recipe)), "c" * 64
+    record = {"recipe": recipe, "fingerprint": run, "git_commit": "0123abcd", "steps": 100_000}
+    write_json(folder(results) / f"run-{run[:16]}.json", record)
+    write_json(folder(results) / "evaluation.json", {"fingerprint": evaluation})
+    write_evaluation(folder(results), GAME, 4, run, evaluation, [1.0, 2.0], old=True)
+    planned = recipe | {"code": "2", "settings": {"steps": 1} | settings}
+    write_json(results / f"recipes/{GAME}/seed4.json", planned)
+
+
+def test_a_whole_run_of_earlier_code_is_shown_as_one(results: Path) -> None:
+    earlier(results)
+    assert shown(results)[2:] == [
+        f"{GAME}     4  earlier code  100000/100000                         1.5",
+        "1 run of earlier code, commit 0123abcd",
+        "1 run: 1 earlier code",
+    ]
+
+
+def test_one_of_other_settings_is_not(results: Path) -> None:
+    earlier(results, steps=2)
+    assert state(results) == "waiting"
 
 
 def test_another_runs_status_says_nothing_about_this_one(results: Path) -> None:

@@ -14,9 +14,15 @@ import pytest
 import torch
 from workspace import GAME, SEED, Workspace
 
+from drama import history
 from drama.artifacts import verify as module
-from drama.artifacts.verify import Finding, find_records, verify
+from drama.artifacts.export import export
+from drama.artifacts.records import find_records, read_record
+from drama.artifacts.verify import Finding, verify
+from drama.artifacts.weights import write_weights
 from drama.errors import ConfigurationError
+from drama.files import canonical_json, sha256_file, sha256_text
+from drama.training.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 STAGE = f"dvc pull train@{GAME}-{SEED}"
@@ -43,12 +49,13 @@ def rewrite_evaluation(
     workspace: Workspace,
     change_row: Callable[[dict[str, Any]], None] = lambda row: None,
     change_header: Callable[[dict[str, Any]], None] = lambda header: None,
+    which: int = 0,
 ) -> None:
-    """Change the first episode's row and the header of the recorded evaluation."""
+    """Change one episode's row and the header of the recorded evaluation."""
     table = pq.read_table(evaluation(workspace))
     rows = table.to_pylist()
     header = json.loads(table.schema.metadata[b"drama"])
-    change_row(rows[0])
+    change_row(rows[which])
     change_header(header)
     schema = table.schema.with_metadata({b"drama": json.dumps(header)})
     pq.write_table(pa.Table.from_pylist(rows, schema), evaluation(workspace))
@@ -105,27 +112,160 @@ def test_a_score_made_elsewhere_need_not_come_out_exactly(copy: Workspace) -> No
 
 
 @pytest.mark.parametrize("code", ["RUN_CODE", "EVALUATION_CODE"])
-def test_a_score_of_other_code_is_not_played(
-    undisturbed: Workspace, monkeypatch: pytest.MonkeyPatch, code: str
+def test_todays_code_plays_a_score_of_other_code(
+    copy: Workspace, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     monkeypatch.setattr(module, code, ("errors.py",))
-    verdict = verify(record(undisturbed), CPU)
-    assert verdict.finding is Finding.UNPLAYABLE and not verdict.holds
-    assert "other code" in verdict.text
-    assert verify(record(undisturbed), CPU, play_again=False).finding is Finding.INTACT
+    commit = json.loads(record(copy).read_text(encoding="utf-8"))["git_commit"]
+    said = f"with today's code; the run was made at commit {commit}"
+    verdict = verify(record(copy), CPU)
+    assert verdict.finding is Finding.VERIFIED and verdict.holds
+    assert verdict.text.endswith(f"all 5 episodes exactly, {said}")
+    rewrite_evaluation(copy, lambda row: row.update(length=row["length"] + 1))
+    verdict = verify(record(copy), CPU)
+    assert verdict.finding is Finding.EARLIER and not verdict.holds
+    assert verdict.text.endswith(f"4 of 5 episodes exactly, {said}, which may be needed to play it")
 
 
-def test_an_earlier_codes_evaluation_beside_todays_is_passed_over(copy: Workspace) -> None:
+def test_an_earlier_codes_evaluation_beside_todays_is_played_too(copy: Workspace) -> None:
     today = evaluation(copy)
     earlier = today.with_name("evaluation-0000000000000000.parquet")
     shutil.copy(today, earlier)
-    rewritten = today.with_suffix(".kept")
-    today.rename(rewritten)
+    kept = today.rename(today.with_suffix(".kept"))
     rewrite_evaluation(copy, change_header=lambda header: header.update(fingerprint="0" * 64))
-    rewritten.rename(today)
+    kept.rename(today)
     verdict = verify(record(copy), CPU)
     assert verdict.finding is Finding.VERIFIED
-    assert "made by other code" in verdict.text and "all 5 episodes exactly" in verdict.text
+    assert verdict.text.count("all 5 episodes exactly") == 2
+    assert verdict.text.count("with today's code") == 1
+
+
+@pytest.mark.parametrize("episodes", [1, 3, 99])
+def test_the_first_episodes_alone_are_held_to_their_rows(copy: Workspace, episodes: int) -> None:
+    last = pq.read_table(evaluation(copy)).num_rows - 1
+    rewrite_evaluation(copy, which=last, change_row=lambda row: row.update(length=1))
+    verdict = verify(record(copy), CPU, episodes=episodes)
+    if episodes < 5:
+        assert verdict.finding is Finding.VERIFIED
+        assert f"the first {episodes} of 5 episodes again, exactly" in verdict.text
+    else:
+        assert verdict.finding is Finding.DIFFERENT
+    rewrite_evaluation(copy, lambda row: row.update(length=1))
+    assert verify(record(copy), CPU, episodes=episodes).finding is Finding.DIFFERENT
+
+
+# --- in a clone: weights instead of checkpoint and replay ----------------------------------------
+
+
+@pytest.fixture
+def clone(copy: Workspace) -> Workspace:
+    """What git keeps of a run whose weights were exported."""
+    export(copy.recipe)
+    (copy.folder / "checkpoint.parquet").unlink()
+    shutil.rmtree(copy.folder / "replay")
+    return copy
+
+
+def weights(workspace: Workspace) -> Path:
+    (path,) = workspace.folder.glob("weights-*.safetensors")
+    return path
+
+
+def test_weights_stand_in_for_what_git_does_not_keep(clone: Workspace) -> None:
+    before = clone.tree()
+    verdict = verify(record(clone), CPU)
+    assert verdict.finding is Finding.VERIFIED and verdict.holds
+    assert verdict.text.startswith(
+        "2 of 6 files intact, not here and not checked: checkpoint.parquet, "
+        "replay/part-00000.parquet, replay/part-00001.parquet and 1 more; "
+        "the weights are intact and name the recorded checkpoint; score "
+    )
+    assert clone.tree() == before
+
+
+def test_weights_alone_prove_nothing_without_a_score(clone: Workspace) -> None:
+    assert verify(record(clone), CPU, play_again=False).text.endswith("no score was played")
+    evaluation(clone).unlink()
+    verdict = verify(record(clone), CPU)
+    assert verdict.finding is Finding.MISSING and "checkpoint.parquet" in verdict.text
+
+
+def test_what_git_keeps_must_be_there_and_intact(clone: Workspace) -> None:
+    (clone.folder / "episodes.parquet").write_bytes(b"other")
+    assert verify(record(clone), CPU).finding is Finding.DAMAGED
+    (clone.folder / "episodes.parquet").unlink()
+    verdict = verify(record(clone), CPU)
+    assert verdict.finding is Finding.MISSING and "episodes.parquet" in verdict.text
+
+
+def test_damaged_weights_do_not_pass(clone: Workspace) -> None:
+    data = bytearray(weights(clone).read_bytes())
+    data[-1] ^= 1
+    weights(clone).write_bytes(data)
+    for play_again in (True, False):
+        verdict = verify(record(clone), CPU, play_again=play_again)
+        assert verdict.finding is Finding.DAMAGED and weights(clone).name in verdict.text
+
+
+def test_weights_that_are_not_the_checkpoints_do_not_pass(copy: Workspace) -> None:
+    export(copy.folder)
+    run = read_record(record(copy))
+    state = load_checkpoint(copy.folder / "checkpoint.parquet", run.fingerprint)["agent"]
+    state["behaviour.actor.normaliser.mean"] += 1
+    write_weights(run, state)
+    verdict = verify(record(copy), CPU)
+    assert (
+        verdict.finding is Finding.DAMAGED and "not what checkpoint.parquet holds" in verdict.text
+    )
+
+
+# --- runs of earlier versions --------------------------------------------------------------------
+
+
+def before_the_key(workspace: Workspace, section: str, key: str) -> Any:
+    """Make the run one that was recorded before a setting was there; returns its value."""
+    path = record(workspace)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    value = data["recipe"]["settings"][section].pop(key)
+    old, new = data["fingerprint"], sha256_text(canonical_json(data["recipe"]))
+    checkpoint = workspace.folder / "checkpoint.parquet"
+    save_checkpoint(checkpoint, new, load_checkpoint(checkpoint, old))
+    for item in data["artifacts"]:
+        if item["path"] == checkpoint.name:
+            item |= {"sha256": sha256_file(checkpoint), "bytes": checkpoint.stat().st_size}
+    path.unlink()
+    (path.parent / f"run-{new[:16]}.json").write_text(
+        canonical_json(data | {"fingerprint": new}), encoding="utf-8"
+    )
+    rewrite_evaluation(workspace, change_header=lambda header: header.update(run=new))
+    return value
+
+
+@pytest.mark.parametrize("here", ["checkpoint", "weights"])
+def test_a_record_that_lacks_a_later_key_is_played(
+    copy: Workspace, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    value = before_the_key(copy, "behaviour", "acting_window")
+    verdict = verify(record(copy), CPU)
+    assert verdict.finding is Finding.EARLIER and not verdict.holds
+    assert "settings.behaviour.acting_window" in verdict.text and "commit" in verdict.text
+    monkeypatch.setitem(history.ADDED, "behaviour.acting_window", value)
+    if here == "weights":
+        export(copy.folder)
+        (copy.folder / "checkpoint.parquet").unlink()
+    verdict = verify(record(copy), CPU)
+    assert verdict.finding is Finding.VERIFIED and "with today's code" in verdict.text
+
+
+def test_an_agent_that_todays_code_builds_otherwise_needs_earlier_code(
+    copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = before_the_key(copy, "behaviour", "actor_hidden")
+    monkeypatch.setitem(history.ADDED, "behaviour.actor_hidden", value + 1)
+    verdict = verify(record(copy), CPU)
+    assert verdict.finding is Finding.EARLIER and not verdict.holds
+    assert verdict.text.startswith("6 files intact; ")
+    assert "behaviour.actor.net.0.weight is F32 [32, " in verdict.text
 
 
 def test_without_a_score_the_files_are_checked(copy: Workspace) -> None:

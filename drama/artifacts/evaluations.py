@@ -16,14 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drama.config import Actions, EvaluationSettings, Layer, resolve
+from drama.config import Actions, EvaluationSettings
 from drama.errors import ConfigurationError, DramaError
 from drama.files import canonical_json, sha256_file, write_text
+from drama.history import read_evaluation_settings
 
 NOTE = "evaluation.json"
-
-BEFORE = {"actions": "greedy", "both": False, "enough_same": 0}
-"""What was done before there were such settings: files of then do not name them."""
 
 
 class EvaluationDamaged(DramaError):
@@ -121,8 +119,7 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         header = json.loads((table.schema.metadata or {})[b"drama"])
-        recorded = Layer("settings", {**BEFORE, **header["settings"]})
-        settings = resolve(EvaluationSettings, [recorded])
+        settings = read_evaluation_settings(header["settings"], "settings")
         rows = table.to_pylist()
         evaluation = Evaluation(
             run=str(header["run"]),

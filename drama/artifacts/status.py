@@ -22,6 +22,7 @@ from rich.text import Text
 
 from drama.artifacts.evaluations import EvaluationDamaged, read_evaluation
 from drama.errors import ConfigurationError
+from drama.history import earlier_run, noted_evaluation
 from drama.runs import SHORT, STATUS
 
 SILENCE = 120.0
@@ -32,7 +33,7 @@ TAIL = 4096
 
 COLOURS = {
     "waiting": "dim", "running": "cyan", "stopped": "yellow", "lost": "yellow",
-    "trained": "blue", "done": "green", "failed": "red",
+    "trained": "blue", "done": "green", "earlier code": "green", "failed": "red",
 }  # fmt: skip
 
 
@@ -44,12 +45,14 @@ class RunStatus:
         game: name of the game.
         seed: the run's seed.
         state: waiting; running; stopped, on request and resumable; lost, when its process is gone
-            without a word, resumable as well; trained; done, when it is evaluated too; failed.
+            without a word, resumable as well; trained; done, when it is evaluated too; earlier
+            code, when a whole run of the same settings and of earlier code lies there; failed.
         step: agent steps done, None before the first.
         total_steps: agent steps to do.
         steps_per_second: lately, None when it is not running.
         last_return: of the last training episode; the evaluation's mean when it is done.
         detail: for a failed run, the last line of its log.
+        commit: that a run of earlier code was made at.
     """
 
     game: str
@@ -60,6 +63,7 @@ class RunStatus:
     steps_per_second: float | None = None
     last_return: float | None = None
     detail: str = ""
+    commit: str = ""
 
 
 def planned_results(places: Sequence[Path]) -> list[Path]:
@@ -109,6 +113,18 @@ def _status(results: Path, run: dict[str, Any]) -> RunStatus:
             return RunStatus(game, seed, "done", step, total, last_return=score)
         detail = last_line(logs / f"evaluate-{evaluation}.log")
         return RunStatus(game, seed, "trained", step, total, last_return=last, detail=detail)
+    if made := earlier_run(folder, results / "recipes" / game / f"seed{seed}.json"):
+        noted = noted_evaluation(made.record)
+        score = _score(noted.path) if noted else None
+        return RunStatus(
+            game,
+            seed,
+            "earlier code",
+            made.steps,
+            made.steps,
+            last_return=score,
+            commit=made.commit,
+        )
     log = last_line(logs / f"train-{fingerprint}.log")
     state = str(live.get("state", "waiting"))
     if state == "failed":
@@ -207,6 +223,9 @@ def remarks(runs: Sequence[RunStatus]) -> Iterator[str]:
         if run.detail:
             what = "failed" if run.state == "failed" else "not evaluated"
             yield f"{run.game} seed {run.seed} {what}: {run.detail}"
+    earlier = Counter(run.commit for run in runs if run.commit)
+    for commit, count in earlier.items():
+        yield f"{count} run{'s' * (count != 1)} of earlier code, commit {commit}"
     counted = Counter(run.state for run in runs)
     states = ", ".join(f"{counted[state]} {state}" for state in COLOURS if counted[state])
     yield f"{len(runs)} run{'s' * (len(runs) != 1)}: {states}"

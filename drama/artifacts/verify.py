@@ -1,39 +1,36 @@
 """Does a recorded run still hold: are its files intact, does its score come out again?
 
 Both are asked of the run's own record. The files' checksums are held to those that
-run-<fingerprint>.json names. Then the checkpoint plays the recorded evaluations again, with their
-seeds and settings, and every episode is held to its row, the hash of all that was seen, done and
-got in it included.
+run-<fingerprint>.json names. Then the checkpoint, or where that is not here the exported weights,
+plays the recorded evaluations again, with their seeds and settings and today's code, and every
+episode is held to its row, the hash of all that was seen, done and got in it included.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
-from drama.artifacts.evaluations import Evaluation, EvaluationDamaged, read_evaluation
-from drama.artifacts.stages import EXPERIMENT, results_folder
-from drama.config import load_experiment
-from drama.errors import ConfigurationError, DramaError
-from drama.evaluation import load_agent, play
-from drama.files import canonical_json, sha256_file, sha256_text
+from drama.artifacts.agents import agent_of
+from drama.artifacts.evaluations import Evaluation
+from drama.artifacts.records import Damaged, OtherCode, RecordedRun, evaluations_of, read_record
+from drama.artifacts.weights import read_weights_of, same_tensors, weights_path
+from drama.behaviour.agent import Agent
+from drama.errors import DramaError
+from drama.evaluation import Episode, play
+from drama.files import sha256_file, sha256_text
 from drama.jobs import device_name
 from drama.model.sequence import kernels
 from drama.recipes import EVALUATION_CODE, RUN_CODE, code_hash, evaluation_text
-from drama.runs import SHORT, SUPERSEDED, versions
-from drama.settings import Recipe
-from drama.training.loop import CHECKPOINT
-
-
-class Damaged(DramaError):
-    """A record, or a file that it names, is not what it was."""
+from drama.runs import versions
+from drama.training.checkpoint import load_checkpoint
+from drama.training.loop import CHECKPOINT, REPLAY
 
 
 class Missing(DramaError):
@@ -43,12 +40,12 @@ class Missing(DramaError):
 class Finding(IntEnum):
     """What came of verifying, from best to worst."""
 
-    VERIFIED = 0  # every file and every episode
-    SIMILAR = 1  # every file; played on something else, where equality cannot be asked for
-    INTACT = 2  # every file; no score was played
-    UNPLAYABLE = 3  # every file; made by other code than today's
+    VERIFIED = 0  # every file that had to be here, and every episode that was asked for
+    SIMILAR = 1  # likewise; played on something else, where equality cannot be asked for
+    INTACT = 2  # likewise; no score was played
+    EARLIER = 3  # likewise; today's code plays another score, or cannot play, earlier code may
     MISSING = 4  # files are not here; those that are here hold
-    DIFFERENT = 5  # every file; another score, on the same kind of device
+    DIFFERENT = 5  # every file; another score, with the same code on the same kind of device
     DAMAGED = 6
 
 
@@ -65,41 +62,9 @@ class Verdict:
         return self.finding <= Finding.INTACT
 
 
-def find_records(places: Sequence[Path] | None = None) -> list[Path]:
-    """Return the records of all whole runs at or below the given places.
-
-    Args:
-        places: recipes, records, or folders of any level from a run's to `results`; by default
-            the results that config/config.yaml names.
-
-    Raises:
-        ConfigurationError: when a place holds no whole run.
-    """
-    if not places:
-        places = [Path(results_folder(load_experiment(EXPERIMENT)))]
-    return [record for place in places for record in _records_at(place)]
-
-
-def _records_at(place: Path) -> list[Path]:
-    if place.is_file() and place.match("run-*.json"):
-        return [place]
-    folder = place
-    if place.suffix == ".json":  # results/<preset>/recipes/<Game>/seed<k>.json
-        folder = place.parents[2] / "runs" / place.parent.name / place.stem
-    found = [
-        path
-        for path in sorted(folder.rglob("run-*.json"))
-        if SUPERSEDED not in path.relative_to(folder).parts
-    ]
-    if not found:
-        raise ConfigurationError(
-            f"{place}: no whole run there. Name a recipe, a run's folder or a preset's results, "
-            "such as results/xs"
-        )
-    return found
-
-
-def verify(record: Path, device: torch.device, *, play_again: bool = True) -> Verdict:
+def verify(
+    record: Path, device: torch.device, *, play_again: bool = True, episodes: int | None = None
+) -> Verdict:
     """Verify one run; nothing is written.
 
     Args:
@@ -107,70 +72,82 @@ def verify(record: Path, device: torch.device, *, play_again: bool = True) -> Ve
         device: to play on. On the kind of device the score was made on, every episode has to
             come out exactly.
         play_again: whether to play the evaluations again or to check files only.
+        episodes: how many of each evaluation to play, its first ones; all by default.
     """
+    files = ""
     try:
-        data, recipe = _read_record(record)
-        files = f"{_check_artifacts(record.parent, data, recipe)} files intact"
+        run = read_record(record)
+        absent = _check_artifacts(run)
+        files = _say_files(run, absent)
         if not play_again:
-            return Verdict(Finding.INTACT, files)
-        verdicts = [
-            _play(path, data, recipe, device)
-            for path in sorted(record.parent.glob("evaluation-*.parquet"))
-        ]
+            return Verdict(Finding.INTACT, f"{files}; no score was played")
+        evaluations = evaluations_of(run)
+        if not evaluations:
+            _require(run, absent)
+            return Verdict(Finding.INTACT, f"{files}; no score is recorded")
+        agent, _ = agent_of(run, device)
+        verdicts = [_play(evaluation, run, agent, device, episodes) for evaluation in evaluations]
     except Missing as error:
         return Verdict(Finding.MISSING, str(error))
+    except OtherCode as error:
+        return Verdict(Finding.EARLIER, "; ".join(filter(None, (files, str(error)))))
     except DramaError as error:
         return Verdict(Finding.DAMAGED, str(error))
-    if not verdicts:
-        return Verdict(Finding.INTACT, f"{files}; no score is recorded")
-    findings = {verdict.finding for verdict in verdicts}
-    if len(findings) > 1:  # an evaluation of earlier code lies beside today's
-        findings.discard(Finding.UNPLAYABLE)
-    return Verdict(max(findings), "; ".join([files, *(verdict.text for verdict in verdicts)]))
+    finding = max(verdict.finding for verdict in verdicts)
+    return Verdict(finding, "; ".join([files, *(verdict.text for verdict in verdicts)]))
 
 
-def _read_record(path: Path) -> tuple[dict[str, Any], Recipe]:
-    try:
-        data = json.loads(path.read_bytes())
-        recipe = Recipe.model_validate_json(canonical_json(data["recipe"]))
-        listed = {item["path"]: (item["sha256"], item["bytes"]) for item in data["artifacts"]}
-        named = data["fingerprint"]
-        data["device"], data["versions"], data["git_commit"]
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise Damaged(
-            f"{path.name} cannot be read ({type(error).__name__}); `git checkout` brings it back"
-        ) from None
-    fingerprint = sha256_text(canonical_json(data["recipe"]))
-    if not fingerprint == named or path.stem != f"run-{fingerprint[:SHORT]}":
-        raise Damaged(
-            f"{path.name} says {str(named)[:SHORT]}, but its recipe's fingerprint is "
-            f"{fingerprint[:SHORT]}; `git checkout` brings it back"
-        )
-    if CHECKPOINT not in listed:
-        raise Damaged(f"{path.name} lists no {CHECKPOINT}; `git checkout` brings it back")
-    return data, recipe
+def _check_artifacts(run: RecordedRun) -> list[str]:
+    """Hold every listed file that is here to its size and checksum, and the weights to the record.
 
-
-def _check_artifacts(folder: Path, data: dict[str, Any], recipe: Recipe) -> int:
-    """Hold every listed file to its size and checksum; returns how many there are."""
+    Returns:
+        The files that are not here, and need not be because the weights are.
+    """
     missing, changed = [], []
-    for item in data["artifacts"]:
-        path = folder / item["path"]
+    for item in run.record.artifacts:
+        path = run.folder / item.path
         if not path.is_file():
-            missing.append(item["path"])
-        elif path.stat().st_size != item["bytes"] or sha256_file(path) != item["sha256"]:
-            changed.append(item["path"])
-    pull = f"`dvc pull train@{recipe.game}-{recipe.seed}`"
-    if recipe.ancestor is not None:  # in results of its own, of which dvc.yaml knows nothing
-        pull = "put back a copy"
+            missing.append(item.path)
+        elif path.stat().st_size != item.bytes or sha256_file(path) != item.sha256:
+            changed.append(item.path)
     if changed:
         raise Damaged(
-            f"not the recorded bytes: {_few(changed)}; remove them, then {pull}, "
+            f"not the recorded bytes: {_few(changed)}; remove them, then {run.remedy}, "
             "or `git checkout` for what git keeps"
         )
+    _require(run, [name for name in missing if not _is_large(name)])
+    if not weights_path(run.folder, run.fingerprint).exists():
+        _require(run, missing)
+        return []
+    weights = read_weights_of(run)
+    if CHECKPOINT not in missing:
+        state = load_checkpoint(run.folder / CHECKPOINT, run.fingerprint)["agent"]
+        if not same_tensors(weights.tensors, state):
+            raise Damaged(f"{weights.path.name} is not what {CHECKPOINT} holds; export it anew")
+    return missing
+
+
+def _is_large(name: str) -> bool:
+    """Say whether a file is one of those that git does not keep."""
+    return name == CHECKPOINT or name.startswith(f"{REPLAY}/")
+
+
+def _require(run: RecordedRun, missing: Sequence[str]) -> None:
     if missing:
-        raise Missing(f"not here: {_few(missing)}; {pull} where DVC keeps them")
-    return len(data["artifacts"])
+        raise Missing(f"not here: {_few(missing)}; {run.remedy} where DVC keeps them")
+
+
+def _say_files(run: RecordedRun, absent: Sequence[str]) -> str:
+    listed = len(run.record.artifacts)
+    weights = weights_path(run.folder, run.fingerprint)
+    if not weights.exists():
+        return f"{listed} files intact"
+    if not absent:
+        return f"{listed} files and the weights intact"
+    return (
+        f"{listed - len(absent)} of {listed} files intact, not here and not checked: "
+        f"{_few(absent)}; the weights are intact and name the recorded checkpoint"
+    )
 
 
 def _few(names: Sequence[str]) -> str:
@@ -178,46 +155,69 @@ def _few(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _play(path: Path, data: dict[str, Any], recipe: Recipe, device: torch.device) -> Verdict:
-    """Play one recorded evaluation again."""
-    recorded = _read_evaluation(path, data["fingerprint"])
-    mean = recorded.score.mean_return
-    text = evaluation_text(data["fingerprint"], recorded.settings, code_hash(EVALUATION_CODE))
-    if recipe.code != code_hash(RUN_CODE) or sha256_text(text) != recorded.fingerprint:
-        commit = data["git_commit"] or "unknown"
-        return Verdict(
-            Finding.UNPLAYABLE,
-            f"score {mean:g} not played again: it was made by other code (commit {commit})",
-        )
-    agent = load_agent(recipe, path.parent / CHECKPOINT, data["fingerprint"], device)
+# --- playing -------------------------------------------------------------------------------------
+
+
+def _play(
+    evaluation: Evaluation,
+    run: RecordedRun,
+    agent: Agent,
+    device: torch.device,
+    episodes: int | None,
+) -> Verdict:
+    """Play one recorded evaluation again, or its first episodes, with today's code."""
+    settings = evaluation.settings
     backend = kernels.choose(
-        "torch" if recorded.backend == "torch" else "auto", device, recipe.settings.sequence_model
+        "torch" if evaluation.backend == "torch" else "auto",
+        device,
+        run.recipe.settings.sequence_model,
     )
     kernels.use(agent, backend)
-    rows = recorded.rows
-    now = [episode.row() for episode in play(agent, recipe, recorded.settings)]
-    equal = sum(row == again for row, again in zip(rows, now, strict=False))
-    if equal == len(rows) == len(now):
-        return Verdict(Finding.VERIFIED, f"score {mean:g} again, all {equal} episodes exactly")
-    scored = [row["episode_return"] for row in now if row["actions"] == recorded.score.actions]
+    asked = min(episodes or settings.episodes, settings.episodes)
+    rows = [row for row in evaluation.rows if row["episode"] < asked]
+    played = play(agent, run.recipe, settings.model_copy(update={"episodes": asked}))
+    equal = _count_equal(rows, played)
+    if equal < len(rows) < len(evaluation.rows):
+        # Fewer side by side round otherwise, and one draw in a million then falls otherwise.
+        whole = play(agent, run.recipe, settings)
+        played = [episode for episode in whole if episode.index < asked]
+        equal = _count_equal(rows, played)
+    mean, count, total = evaluation.score.mean_return, len(rows), len(evaluation.rows)
+    which = "all" if count == total else f"the first {count} of {total}"
+    code = "" if _is_todays(run, evaluation) else _with_todays_code(run)
+    if equal == count == len(played):
+        again = f"again, all {count} episodes" if count == total else f"recorded, {which} again,"
+        return Verdict(Finding.VERIFIED, f"score {mean:g} {again} exactly{code}")
+    way = evaluation.score.actions
+    now = fmean(episode.episode_return for episode in played if episode.actions == way)
+    then = fmean(row["episode_return"] for row in rows if row.get("actions", way) == way)
     found = (
-        f"score {sum(scored) / len(scored):g} where {mean:g} is recorded, "
-        f"{equal} of {len(rows)} episodes exactly"
+        f"score {now:g} where {then:g} is recorded for {which} episodes, "
+        f"{equal} of {count} episodes exactly{code}"
     )
     here = (device_name(device), backend.name, versions())
-    if here != (recorded.device, recorded.backend, data["versions"]):
+    if here != (evaluation.device, evaluation.backend, run.record.versions):
         return Verdict(
             Finding.SIMILAR,
             f"{found}; played on another device, backend or other library versions",
         )
+    if code:
+        return Verdict(Finding.EARLIER, f"{found}, which may be needed to play it")
     return Verdict(Finding.DIFFERENT, found)
 
 
-def _read_evaluation(path: Path, fingerprint: str) -> Evaluation:
-    try:
-        evaluation = read_evaluation(path)
-    except EvaluationDamaged as error:
-        raise Damaged(f"{error}, or `git checkout` brings it back") from None
-    if evaluation.run != fingerprint:
-        raise Damaged(f"{path.name} is not this run's evaluation; `git checkout` brings it back")
-    return evaluation
+def _count_equal(rows: Sequence[dict[str, Any]], played: Sequence[Episode]) -> int:
+    """Count the episodes that are as recorded, in all that was recorded of them."""
+    again = (episode.row() for episode in played)
+    return sum(row == {k: new[k] for k in row} for row, new in zip(rows, again, strict=False))
+
+
+def _is_todays(run: RecordedRun, evaluation: Evaluation) -> bool:
+    """Say whether today's code is the one that trained the run and played the evaluation."""
+    text = evaluation_text(run.fingerprint, evaluation.settings, code_hash(EVALUATION_CODE))
+    todays = run.recipe.code == code_hash(RUN_CODE)
+    return todays and sha256_text(text) == evaluation.fingerprint
+
+
+def _with_todays_code(run: RecordedRun) -> str:
+    return f", with today's code; the run was made at commit {run.commit}"

@@ -51,6 +51,7 @@ from drama.report.scores import (
 )
 
 DASH = "\u2013"
+EARLIER = "earlier code"
 
 SCHEMA = pa.schema([
     ("preset", pa.string()), ("reproduction", pa.bool_()), ("game", pa.string()),
@@ -61,7 +62,7 @@ SCHEMA = pa.schema([
     ("human_normalised_score", pa.float64()), ("random", pa.float64()),
     ("human", pa.float64()), ("drama_published", pa.float64()), ("steps", pa.int64()),
     ("device", pa.string()), ("wall_seconds", pa.float64()), ("run", pa.string()),
-    ("evaluation", pa.string()), ("git_commit", pa.string()),
+    ("evaluation", pa.string()), ("git_commit", pa.string()), ("current", pa.bool_()),
 ])  # fmt: skip
 """Columns of scores.csv and scores.parquet, one row per run.
 
@@ -87,6 +88,11 @@ class Report:
         """What must stand beside every number; None for runs of the full protocol."""
         return None if self.reproduction else f"preset {self.preset}: not a reproduction"
 
+    @property
+    def earlier(self) -> list[RunScore]:
+        """Runs of earlier code, which stand in for planned ones."""
+        return [run for game in self.games for run in game.runs if not run.current]
+
 
 def write_report(results: Path) -> Report:
     """Write results/<preset>/report out of the runs that recipes/report.json lists.
@@ -100,9 +106,12 @@ def write_report(results: Path) -> Report:
     games = read_scores(results, plan, baselines)
     scored = [g for g in games if g.human_normalised_score is not None]
     folder = results / "report"
+    # The plan's own stamp would tell Snakemake that its runs are in the report.
+    current = all(run.current for game in games for run in game.runs)
+    stamp = f"report-{plan.fingerprint[:16]}{'' if current else '-earlier'}.json"
     report = Report(
         path=folder / "index.html",
-        stamp=folder / f"report-{plan.fingerprint[:16]}.json",
+        stamp=folder / stamp,
         preset=plan.preset,
         reproduction=plan.complete_protocol,
         games=games,
@@ -139,7 +148,7 @@ def console_table(report: Report) -> Table:
     references = ("random", "human", DRAMA)[len(beside) :]  # as many as there is room for
     table = Table(
         title=title,
-        caption=f"return: {_scored_by(runs)} actions; Drama: as published",
+        caption=f"return: {_scored_by(runs)} actions; Drama: as published{_earlier_note(report)}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
@@ -154,7 +163,9 @@ def console_table(report: Report) -> Table:
             DRAMA: report.baselines.published(DRAMA, game.game),
         }
         returns = [game.mean_return, *map(game.return_by, beside), *map(known.get, references)]
-        table.add_row(game.game, *map(number, returns), ratio(game.human_normalised_score))
+        mark = " *" if any(not run.current for run in game.runs) else ""
+        row = [*map(number, returns), ratio(game.human_normalised_score)]
+        table.add_row(game.game + mark, *row)
     if report.aggregates is not None:
         table.add_section()
         for key, name in AGGREGATES:
@@ -164,6 +175,11 @@ def console_table(report: Report) -> Table:
             short = "IQM" if key == "interquartile_mean" else name.lower()
             table.add_row(short, "", "", "", "", ratio(estimate.value) + spread)
     return table
+
+
+def _earlier_note(report: Report) -> str:
+    commits = sorted({(run.git_commit or "unknown")[:8] for run in report.earlier})
+    return f"\n* {EARLIER}: commit {', '.join(commits)}" if commits else ""
 
 
 def _normalised(game: GameScore) -> np.ndarray:
@@ -221,7 +237,7 @@ def _context(report: Report, fingerprint: str, figures: set[str]) -> dict[str, A
         "commits": sorted({run.git_commit for run in runs if run.git_commit}),
         "protocol": {"steps": PROTOCOL_STEPS, "episodes": PROTOCOL_EPISODES,
                      "seeds": PROTOCOL_SEEDS},
-        "DRAMA": DRAMA,
+        "DRAMA": DRAMA, "EARLIER": EARLIER,
         "title": f"Drama on {'Atari 100k' if scored else ', '.join(g.game for g in games)}",
     }  # fmt: skip
 
@@ -290,7 +306,16 @@ def _notes(report: Report, runs: Sequence[RunScore], scored: list[str]) -> list[
             f"{_range([run.episodes for run in runs])} evaluation episodes per run, where the "
             f"protocol has {integer(PROTOCOL_STEPS)} and {PROTOCOL_EPISODES}."
         )
-    notes += _episode_notes(runs)
+    return notes + _episode_notes(runs) + _code_notes(report, runs)
+
+
+def _code_notes(report: Report, runs: Sequence[RunScore]) -> list[str]:
+    notes = []
+    if report.earlier:
+        notes.append(
+            f"{len(report.earlier)} of {count(len(runs), 'run')} or their evaluations are of "
+            "earlier code than was planned, with the same settings; the table of runs marks them."
+        )
     commits = {run.git_commit for run in runs}
     if len({commit and commit.removesuffix("-dirty") for commit in commits}) > 1:
         notes.append("The runs were made at different commits; the table of runs shows which.")
@@ -381,8 +406,12 @@ def _csv(rows: list[dict[str, Any]]) -> bytes:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, SCHEMA.names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "reproduction": str(row["reproduction"]).lower()} for row in rows)
+    writer.writerows({n: _word(value) for n, value in row.items()} for row in rows)
     return buffer.getvalue().encode()
+
+
+def _word(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _parquet(rows: list[dict[str, Any]], report: Report, fingerprint: str) -> bytes:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -28,6 +28,7 @@ from drama.artifacts.evaluations import EvaluationDamaged, Played, read_evaluati
 from drama.config import Actions
 from drama.errors import DramaError
 from drama.files import sha256_file
+from drama.history import earlier_run, noted_evaluation
 
 FORMAT = 1
 PROTOCOL_STEPS = 100_000
@@ -89,13 +90,17 @@ class Baselines:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One entry of recipes/report.json: which run and which evaluation the report needs."""
+    """One entry of recipes/report.json: which run and which evaluation the report needs.
+
+    Not `current` is one of earlier code that stands in for it.
+    """
 
     game: str
     seed: int
     run: str
     evaluation: str
     folder: Path
+    current: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class RunScore:
     played: Mapping[Actions, Played]  # the score's episodes, and those played beside them
     training_return: float | None  # mean over the last training episodes; None without one
     training_episodes: int
+    current: bool = True  # the planned run and evaluation, not those of earlier code
 
     @property
     def different(self) -> int | None:
@@ -270,7 +276,7 @@ def read_scores(results: Path, plan: Plan, baselines: Baselines) -> tuple[GameSc
     problems = []
     for run in plan.runs:
         try:
-            games[run.game].append(read_run(results, run, baselines))
+            games[run.game].append(read_run(results, _at_hand(results, run), baselines))
         except ReportError as error:
             problems.append(str(error))
     if problems:
@@ -318,7 +324,27 @@ def read_run(results: Path, planned: PlannedRun, baselines: Baselines) -> RunSco
         played=played,
         training_return=float(np.mean(last)) if last.size else None,
         training_episodes=last.size,
+        current=planned.current,
     )
+
+
+def _at_hand(results: Path, planned: PlannedRun) -> PlannedRun:
+    """Return the planned run, or the whole run of earlier code and evaluation in its place."""
+    record = planned.folder / f"run-{planned.run[:16]}.json"
+    evaluation = planned.folder / f"evaluation-{planned.evaluation[:16]}.parquet"
+    recipe = results / "recipes" / planned.game / f"seed{planned.seed}.json"
+    if record.is_file() and evaluation.is_file():
+        return planned
+    run = planned.run
+    if not record.is_file():
+        made = earlier_run(planned.folder, recipe)
+        if made is None:
+            return planned
+        record, run = made.record, made.fingerprint
+    noted = noted_evaluation(record)
+    if noted is None:
+        return planned
+    return replace(planned, run=run, evaluation=noted.fingerprint, current=False)
 
 
 def _read_record(results: Path, planned: PlannedRun) -> dict[str, Any]:
