@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -233,6 +234,19 @@ def test_a_backend_that_cannot_be_used_is_explained(
     drama("plan")
     code, _, errors = drama("train", RECIPE, "--device", "cpu", "--backend", backend)
     assert code == 2 and said in errors and "Traceback" not in errors
+
+
+def test_a_whole_run_keeps_its_place_until_another_begins(
+    undisturbed: Workspace, drama: Command, workspace: Workspace
+) -> None:
+    shutil.copytree(undisturbed.folder, workspace.folder)
+    before = sorted(workspace.folder.iterdir())
+    assert drama("plan", "--set", "behaviour.horizon=2")[0] == 0
+    code, _, errors = drama("train", RECIPE, "--device", "cpu", "--backend", "mamba_ssm")
+    assert code == 2 and "set aside" not in errors
+    assert sorted(workspace.folder.iterdir()) == before
+    code, _, errors = drama("train", RECIPE, "--device", "cpu")
+    assert code == 0 and "set aside to results/tiny/superseded/" in errors
 
 
 def test_a_run_that_another_process_works_on_is_waited_for(
