@@ -226,7 +226,7 @@ def test_an_early_end_is_said_stored_and_verified(
     assert f"2 greedy episodes, where 5 were asked for, in {GAME} (seed {seed})" in text
 
 
-def test_an_earlier_codes_score_is_not_played_and_not_refused(copy: Workspace) -> None:
+def test_an_earlier_codes_score_is_played_by_todays(copy: Workspace) -> None:
     copy.evaluate()
     (path,) = copy.folder.glob("evaluation-*.parquet")
     table = pq.read_table(path)
@@ -238,4 +238,6 @@ def test_an_earlier_codes_score_is_not_played_and_not_refused(copy: Workspace) -
     pq.write_table(table.replace_schema_metadata(metadata), path)
     (record,) = copy.folder.glob("run-*.json")
     assert verify(record, CPU, play_again=False).finding is Finding.INTACT
-    assert verify(record, CPU).finding is Finding.UNPLAYABLE
+    verdict = verify(record, CPU)
+    assert verdict.finding is Finding.VERIFIED
+    assert "all 5 episodes exactly, with today's code" in verdict.text

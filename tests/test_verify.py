@@ -14,7 +14,7 @@ import pytest
 import torch
 from workspace import GAME, SEED, Workspace
 
-from drama import history
+from drama import history, jobs
 from drama.artifacts import verify as module
 from drama.artifacts.export import export
 from drama.artifacts.records import find_records, read_record
@@ -125,6 +125,29 @@ def test_todays_code_plays_a_score_of_other_code(
     verdict = verify(record(copy), CPU)
     assert verdict.finding is Finding.EARLIER and not verdict.holds
     assert verdict.text.endswith(f"4 of 5 episodes exactly, {said}, which may be needed to play it")
+
+
+def test_a_whole_run_of_earlier_code_is_scored_in_its_place_by_todays(
+    copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a change of the code: the run's own recipe or, after `drama plan`, a later one."""
+    monkeypatch.chdir(copy.root)
+    before = read_record(record(copy)).fingerprint
+    monkeypatch.setattr(jobs, "code_hash", lambda parts: "later")
+    recipe = Path(f"results/tiny/recipes/{GAME}/seed{SEED}.json")
+    later = json.loads(recipe.read_text(encoding="utf-8")) | {"code": "later"}
+    for text in (recipe.read_text(encoding="utf-8"), canonical_json(later)):
+        recipe.write_text(text, encoding="utf-8")
+        evaluation(copy).unlink()
+        files, scored = jobs.find_scored(recipe)
+        assert files.fingerprint == before
+        jobs.evaluate_run(files, scored, CPU, threads=1)
+        assert scored.path == evaluation(copy).relative_to(copy.root)
+        assert verify(record(copy), CPU).finding is Finding.VERIFIED
+    other = later | {"seed": later["seed"], "preset": "another"}
+    recipe.write_text(canonical_json(other), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="other code"):
+        jobs.find_scored(recipe)
 
 
 def test_an_earlier_codes_evaluation_beside_todays_is_played_too(copy: Workspace) -> None:

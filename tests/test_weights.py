@@ -18,7 +18,7 @@ from workspace import GAME, SEED, Workspace
 import drama
 from drama.artifacts import weights as module
 from drama.artifacts.export import export
-from drama.artifacts.records import Damaged, OtherCode, RecordedRun, read_record
+from drama.artifacts.records import Damaged, OtherCode, RecordedRun, evaluations_of, read_record
 from drama.artifacts.verify import Finding, verify
 from drama.artifacts.weights import WeightsError, read_weights, write_weights
 from drama.errors import ConfigurationError, DramaError
@@ -131,11 +131,13 @@ def test_exporting_again_gives_the_same_bytes(copy: Workspace) -> None:
 def test_the_card_says_what_it_is_how_it_scored_and_how_to_play(exported: Workspace) -> None:
     card = weights(exported).with_suffix(".md").read_text(encoding="utf-8")
     run = run_of(exported)
+    (evaluation,) = evaluations_of(run)
+    score = evaluation.score.mean_return
     assert card.startswith(f"# {GAME}, preset tiny, seed {SEED}\n")
     for said in (
         "160 agent steps", "not the authors' weights", "no reproduction", run.fingerprint,
-        run.commit, run.checkpoint.sha256, sha256_file(weights(exported)), "environments 2, ",
-        "episodes 5", "| cpu | 0.8 |", f'"total_steps": {160}', run.record.versions["torch"],
+        run.commit, run.checkpoint.sha256, sha256_file(weights(exported)),
+        "| greedy | cpu | 5 | ", f"| {score:g} |", f'"total_steps": {160}', run.record.versions["torch"],
     ):  # fmt: skip
         assert said in card, said
     code = card.split("```python\n")[1].split("```")[0]

@@ -186,7 +186,11 @@ def _play(
     which = "all" if count == total else f"the first {count} of {total}"
     code = "" if _is_todays(run, evaluation) else _with_todays_code(run)
     if equal == count == len(played):
-        again = f"again, all {count} episodes" if count == total else f"recorded, {which} again,"
+        again = (
+            f"again, all {count} episodes"
+            if count == total
+            else f"recorded, {which} episodes again,"
+        )
         return Verdict(Finding.VERIFIED, f"score {mean:g} {again} exactly{code}")
     way = evaluation.score.actions
     now = fmean(episode.episode_return for episode in played if episode.actions == way)
