@@ -125,7 +125,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_every_figure_is_there_and_well_formed(drawn: dict[str, str]) -> None:
     assert set(drawn) == {
-        "aggregates.svg", "scores.svg", "returns-Pong.svg", "losses-Pong.svg",
+        "aggregates.svg", "scores.svg", "returns.svg", "returns-Pong.svg", "losses-Pong.svg",
         "returns-Catch8.svg", "losses-Catch8.svg",
     }  # fmt: skip
     for svg in drawn.values():

@@ -89,7 +89,8 @@ def test_the_report_is_whole(quick: Report) -> None:
     figures = {f"figures/{kind}-{game}.svg" for kind in ("returns", "losses") for game in RETURNS}
     assert set(contents(folder)) == figures | {
         "index.html", "report.md", "scores.csv", "scores.parquet", "aggregates.json",
-        "metrics.json", "figures/aggregates.svg", "figures/scores.svg", quick.stamp.name,
+        "metrics.json", "figures/aggregates.svg", "figures/scores.svg", "figures/returns.svg",
+        quick.stamp.name,
     }  # fmt: skip
 
 

@@ -137,7 +137,8 @@ def test_the_card_says_what_it_is_how_it_scored_and_how_to_play(exported: Worksp
     for said in (
         "160 agent steps", "not the authors' weights", "no reproduction", run.fingerprint,
         run.commit, run.checkpoint.sha256, sha256_file(weights(exported)),
-        "| greedy | cpu | 5 | ", f"| {score:g} |", f'"total_steps": {160}', run.record.versions["torch"],
+        "| greedy | cpu | 5 | ", f"| {score:g} |", f'"total_steps": {160}',
+        run.record.versions["torch"],
     ):  # fmt: skip
         assert said in card, said
     code = card.split("```python\n")[1].split("```")[0]

@@ -88,6 +88,8 @@ def draw(
         if scored and aggregates is not None:
             yield "aggregates.svg", aggregates_figure(scored, baselines, aggregates, label)
             yield "scores.svg", scores_figure(scored, baselines, label)
+        if len(games) > 1:
+            yield "returns.svg", all_returns_figure(games, baselines, label)
         for game in games:
             yield f"returns-{game.game}.svg", returns_figure(game, baselines, label)
             yield f"losses-{game.game}.svg", losses_figure(game, label)
@@ -176,14 +178,40 @@ def scores_figure(games: Sequence[GameScore], baselines: Baselines, label: str |
 
 def returns_figure(game: GameScore, baselines: Baselines, label: str | None) -> str:
     """Training returns over agent steps: each seed thin, their smoothed mean, the evaluation."""
+    figure = Figure(figsize=(4.7, 2.9))
+    add_title(figure, game.game, label, size=10)
+    axis = figure.add_axes((0.115, 0.15, 0.67, 0.68))
+    _returns(axis, game, baselines)
+    axis.set_ylabel("episode return")
+    return as_svg(figure, f"Training returns in {game.game}")
+
+
+def all_returns_figure(games: Sequence[GameScore], baselines: Baselines, label: str | None) -> str:
+    """Training returns over agent steps in every game, side by side."""
+    columns = 2 if len(games) <= 4 else 4
+    rows = -(-len(games) // columns)
+    height = 0.45 + 2.1 * rows
+    figure = Figure(figsize=(4.4 * columns, height))
+    add_title(figure, "Episode returns while training; diamonds: evaluation", label)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        0.5 / (4.4 * columns), 0.4 / height, 1 - 1.0 / (4.4 * columns), 1 - 0.7 / height,
+        hspace=0.5, wspace=0.45,
+    )  # fmt: skip
+    for axis, game in zip(axes.flat, games, strict=False):
+        _returns(axis, game, baselines)
+        axis.set_title(game.game, fontsize=9, color=INK, loc="left", pad=5)
+    for axis in axes.flat[len(games) :]:
+        axis.set_axis_off()
+    return as_svg(figure, "Training returns in all games")
+
+
+def _returns(axis: Axes, game: GameScore, baselines: Baselines) -> None:
     curves = []
     for run in game.runs:
         columns = read_curve(run, "episodes.parquet", ["episode_return"])
         curves.append((columns["step"], columns["episode_return"]))
     end = float(max(run.steps for run in game.runs))
-    figure = Figure(figsize=(4.7, 2.9))
-    add_title(figure, game.game, label, size=10)
-    axis = figure.add_axes((0.115, 0.15, 0.67, 0.68))
     values = [run.mean_return for run in game.runs]
     for steps, returns in curves:
         marker = "o" if steps.size < 40 else ""
@@ -201,11 +229,9 @@ def returns_figure(game: GameScore, baselines: Baselines, label: str | None) -> 
     _steps_axis(axis, "agent steps")
     axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.yaxis.set_major_formatter(FuncFormatter(_short))
-    axis.set_ylabel("episode return")
     _reference_lines(axis, game.game, baselines, np.array(values))
     if not any(steps.size for steps, _ in curves):
         say_no_data(axis, "no finished training episode")
-    return as_svg(figure, f"Training returns in {game.game}")
 
 
 def losses_figure(game: GameScore, label: str | None) -> str:
