@@ -1,8 +1,8 @@
 """An agent's weights as one file to download, check and play with: safetensors, without pickle.
 
-The file holds what playing needs, the parameters and buffers of world model and behaviour, and in
-its metadata the recipe that says how to build the agent. Whatever is read from such a file is held
-to that recipe, and the file to its checksum, before it is used.
+The file holds the parameters and buffers of world model and behaviour, the decoder's in half
+precision, and in its metadata the recipe that says how to build the agent. Whatever is read from
+such a file is held to that recipe, and the file to its checksum, before it is used.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ DTYPES = {
 """What safetensors calls a dtype."""
 SLOW_CRITIC, CRITIC = "behaviour.slow_critic.", "behaviour.critic."
 """The slow critic plays no part in playing: it is left out, and starts again as the critic."""
+
+DECODER = "world_model.decoder."
+"""Its matrices are stored in half precision: they draw pictures, and play no part in playing."""
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of every tensor."""
@@ -77,7 +80,7 @@ class Weights:
         path: the file.
         metadata: the file's.
         recipe: the run's, as today's code understands it.
-        tensors: by name, those of the slow critic aside.
+        tensors: by name, as the file holds them.
     """
 
     path: Path
@@ -119,7 +122,9 @@ def write_weights(run: RecordedRun, state: Mapping[str, np.ndarray]) -> Path:
             f"{run.folder}: today's code builds another agent from this run's recipe: {problem}; "
             f"the code of commit {run.commit} exports it"
         )
-    tensors = _played(state)
+    tensors = _stored(state)
+    if not all(np.isfinite(value).all() for value in tensors.values()):
+        raise WeightsError(f"{run.folder}: nothing is exported: a weight is not finite as stored")
     metadata = {
         "format": "1",
         "recipe": canonical_json(run.record.recipe),
@@ -137,8 +142,18 @@ def write_weights(run: RecordedRun, state: Mapping[str, np.ndarray]) -> Path:
     return path
 
 
-def _played(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {n: np.asarray(v, order="C") for n, v in state.items() if not n.startswith(SLOW_CRITIC)}
+def _stored(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what a file holds of an agent's tensors."""
+    with np.errstate(over="ignore"):  # `write_weights` looks for what became infinite
+        return {
+            name: np.asarray(value, np.float16 if _is_halved(name, value.shape) else None, "C")
+            for name, value in state.items()
+            if not name.startswith(SLOW_CRITIC)
+        }
+
+
+def _is_halved(name: str, shape: tuple[int, ...]) -> bool:
+    return name.startswith(DECODER) and len(shape) > 1
 
 
 def _in_order(content: bytes) -> bytes:
@@ -246,16 +261,22 @@ def other_tensors(recipe: Recipe, found: Shapes) -> str | None:
     """Say how tensors differ from those of a recipe's agent, None when they do not.
 
     The agent is built without memory for its tensors, so that a recipe can ask for any size. The
-    slow critic's are left out on both sides.
+    slow critic's are left out on both sides, and the decoder's precision is passed over.
     """
     with torch.device("meta"):
         state = new_agent(recipe).state_dict()
     own = {
         name: (_dtype(str(value.dtype).removeprefix("torch.")), tuple(value.shape))
         for name, value in state.items()
-        if not name.startswith(SLOW_CRITIC)
     }
-    found = {name: shape for name, shape in found.items() if not name.startswith(SLOW_CRITIC)}
+    own, found = (
+        {
+            name: ("F16" if dtype == "F32" and _is_halved(name, shape) else dtype, shape)
+            for name, (dtype, shape) in shapes.items()
+            if not name.startswith(SLOW_CRITIC)
+        }
+        for shapes in (own, found)
+    )
     problems = [
         *(f"{name} is missing" for name in own.keys() - found.keys()),
         *(f"{name[:100]} is unknown" for name in found.keys() - own.keys()),
@@ -270,8 +291,8 @@ def other_tensors(recipe: Recipe, found: Shapes) -> str | None:
 
 
 def same_tensors(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
-    """Say whether two agents' tensors are equal, bit for bit; the slow critic's aside."""
-    one, other = _played(one), _played(other)
+    """Say whether two agents' tensors are equal, bit for bit, as a file holds them."""
+    one, other = _stored(one), _stored(other)
     return one.keys() == other.keys() and all(
         value.dtype == other[name].dtype
         and value.shape == other[name].shape
