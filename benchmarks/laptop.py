@@ -1,6 +1,6 @@
 """Seconds per update at preset laptop on one core, today's beside an earlier commit's.
 
-    python benchmarks/laptop.py TREE
+    python benchmarks/laptop.py TREE PRESET
 
 times the code in TREE, a checkout of this repository, and prints the seconds of each part as JSON.
 Each code is timed in processes of its own, with the preset as that code has it, in turn with the
@@ -26,17 +26,20 @@ CALLS = 12
 WARM_UP = 3
 
 
-def gains(commit: str) -> Iterator[tuple[str, float, float]]:
+def gains(
+    commit: str, preset: str = "laptop", rounds: int = ROUNDS
+) -> Iterator[tuple[str, float, float]]:
     """Yield each part's name and its seconds at an earlier commit and today, and those together.
 
     Raises:
-        subprocess.CalledProcessError: when there is no such commit here, or its code fails.
+        SystemExit: when there is no such commit here.
+        subprocess.CalledProcessError: when its code fails.
     """
     with _checkout(commit) as earlier:
         best: dict[Path, dict[str, float]] = {}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for tree in (earlier, ROOT):
-                now = _time(tree)
+                now = _time(tree, preset)
                 before = best.setdefault(tree, now)
                 best[tree] = {part: min(now[part], before[part]) for part in PARTS}
     for part in PARTS:
@@ -48,18 +51,18 @@ def gains(commit: str) -> Iterator[tuple[str, float, float]]:
 def _checkout(commit: str) -> Iterator[Path]:
     """Yield a folder with the files of a commit."""
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(
-            ["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE
-        )
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True)
+        if archive.returncode:
+            raise SystemExit(f"--against {commit}: {archive.stderr.decode().strip()}")
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         yield Path(folder)
 
 
-def _time(tree: Path) -> dict[str, float]:
+def _time(tree: Path, preset: str) -> dict[str, float]:
     """Return the seconds of each part of a tree's code, from a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, __file__, str(tree)],
+        [sys.executable, __file__, str(tree), preset],
         env=environment, cwd=tree, check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     seconds: dict[str, float] = json.loads(done.stdout)
@@ -79,7 +82,7 @@ def main() -> None:
 
     getattr(jobs, "keep_freed_memory", lambda: None)()  # earlier code has none
     torch.set_num_threads(1)
-    updates = Updates("laptop")
+    updates = Updates(sys.argv[2])
     updates.agent.world_model.choose_path(plain=False)
     updates.bfloat16 = updates.settings.training.precision == "bfloat16"
     taken: dict[str, list[float]] = {part: [] for part in PARTS}

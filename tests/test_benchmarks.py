@@ -444,3 +444,15 @@ def test_a_processors_name_is_cleared_of_marks(monkeypatch: pytest.MonkeyPatch) 
         measuring, "_processor", lambda: "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz"
     )
     assert measuring.device_name(CPU) == "Intel Xeon Platinum 8481C, 1 core"
+
+
+def test_an_earlier_commit_is_timed_beside_todays_code() -> None:
+    """Each in processes of its own; the commit is the last one, whose files are taken from git."""
+    import laptop
+
+    times = dict((part, (before, now)) for part, before, now in laptop.gains("HEAD", "quick", 1))
+    assert list(times) == [*laptop.PARTS, "together"]
+    assert all(before > 0 and now > 0 for before, now in times.values())
+    assert times["together"][0] == sum(times[part][0] for part in laptop.PARTS)
+    with pytest.raises(SystemExit, match="--against nonsense"):
+        next(laptop.gains("nonsense"))
