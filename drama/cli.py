@@ -99,7 +99,8 @@ def plan(
         f"{count} planned under preset {planned.preset}, {whole} of them trained: "
         f"{planned.results / 'recipes'}"
     )
-    if config == Path("config/config.yaml") and not assign and set(overrides.values()) == {None}:
+    whole_plan = not assign and all(value is None for value in overrides.values())
+    if whole_plan and config == Path("config/config.yaml"):
         from drama.artifacts.ledger import record_plan
 
         if trouble := record_plan():

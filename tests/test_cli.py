@@ -120,6 +120,12 @@ def test_plan_takes_words_over_the_file(drama: Command, workspace: Workspace) ->
     assert (settings.behaviour.horizon, settings.replay.beta) == (2, 0)
 
 
+@pytest.mark.parametrize("arguments", [["--games", "Pong"], ["--seeds", "0,1"]])
+def test_plan_takes_games_or_seeds_alone(drama: Command, arguments: list[str]) -> None:
+    code, output, errors = drama("plan", *arguments)
+    assert (code, errors) == (0, "") and "planned under preset tiny" in output
+
+
 WRONG_PLANS = [
     (["--config", "nowhere.yaml"], ["nowhere.yaml: cannot be read"]),
     (["--preset", "qick"], ["command line: preset = 'qick'", "Did you mean 'quick'"]),
