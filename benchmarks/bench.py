@@ -13,6 +13,7 @@ OMP_NUM_THREADS says how many cores to use.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 import traceback
@@ -166,6 +167,10 @@ def choose(given: argparse.Namespace) -> dict[str, Part]:
     if given.published:
         known["published"] = published(given.published)
     if given.against:
+        asked = ["git", "rev-parse", "--verify", "--quiet", f"{given.against}^{{commit}}"]
+        if subprocess.run(asked, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+            print(f"--against {given.against}: no such commit here", file=sys.stderr)
+            raise SystemExit(2)
         known["laptop"] = laptop(given.against)
     if not given.parts:
         return known

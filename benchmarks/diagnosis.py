@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from drama.behaviour.imagination import imagine
+from drama.errors import DramaError
 from drama.model.distributions import categorical_kl, sample_one_hot
 from drama.model.nets import to_pixels
 from drama.recipes import read_recipe
@@ -47,7 +49,12 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--recent", type=int, default=RECENT, help="steps of replay to look at")
     arguments = parser.parse_args()
-    for name, value in diagnose(arguments.recipe, arguments.recent).items():
+    try:
+        figures = diagnose(arguments.recipe, arguments.recent)
+    except DramaError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    for name, value in figures.items():
         print(f"{name:44} {value:10.4g}")
 
 
@@ -58,7 +65,7 @@ def diagnose(path: Path, recent: int) -> dict[str, float]:
     runtime = Runtime(torch.device("cpu"), torch.get_num_threads(), None)
     trainer = Trainer(files.recipe, files.fingerprint, files.folder, runtime)
     if not trainer.resume():
-        raise SystemExit(f"{files.folder}: no checkpoint yet")
+        raise SystemExit(f"{files.folder}: there is no checkpoint here")
     torch.manual_seed(0)
     size = trainer.buffer.size
     generator = np.random.default_rng(0)

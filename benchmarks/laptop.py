@@ -32,8 +32,7 @@ def gains(
     """Yield each part's name and its seconds at an earlier commit and today, and those together.
 
     Raises:
-        SystemExit: when there is no such commit here.
-        subprocess.CalledProcessError: when its code fails.
+        subprocess.CalledProcessError: when there is no such commit here, or its code fails.
     """
     with _checkout(commit) as earlier:
         best: dict[Path, dict[str, float]] = {}
@@ -51,9 +50,9 @@ def gains(
 def _checkout(commit: str) -> Iterator[Path]:
     """Yield a folder with the files of a commit."""
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True)
-        if archive.returncode:
-            raise SystemExit(f"--against {commit}: {archive.stderr.decode().strip()}")
+        archive = subprocess.run(
+            ["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE
+        )
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         yield Path(folder)
 

@@ -73,8 +73,8 @@ class Episode:
     index: int
     actions: Actions
     seed: int
-    generator: np.random.Generator
-    choices: np.random.Generator
+    generator: np.random.Generator = field(repr=False)
+    choices: np.random.Generator = field(repr=False)
     episode_return: float = 0.0
     length: int = 0
     truncated: bool = False

@@ -116,10 +116,13 @@ def _check_whole(run: RunFiles) -> None:
     if is_whole(run.folder, run.fingerprint):
         return
     other = owner(run.folder)
-    held = f"; its folder holds run {other}" if other not in (None, run.fingerprint[:SHORT]) else ""
+    held, does = "", "finishes it"
+    if other not in (None, run.fingerprint[:SHORT]):
+        held = f"; its folder holds run {other}"
+        does = "sets that one aside and trains this one from the start"
     raise RunIncomplete(
         f"{run.folder}: run {run.fingerprint[:SHORT]} is not trained to its end{held}. "
-        f"`drama train {run.path}` finishes it, and then it can be gone on with"
+        f"`drama train {run.path}` {does}, and then it can be gone on with"
     )
 
 
@@ -135,11 +138,17 @@ def _take_over(ancestor: RunFiles, extension: RunFiles) -> None:
     verdict = verify(ancestor.record, torch.device("cpu"), play_again=False)
     if not verdict.holds:
         raise RunIncomplete(f"{ancestor.folder}: cannot be gone on with: {verdict.text}")
+    listed = {artifact.path for artifact in read_artifacts(ancestor.record)}
+    if absent := sorted(name for name in listed if not (ancestor.folder / name).is_file()):
+        raise RunIncomplete(
+            f"{ancestor.folder}: cannot be gone on with, since {absent[0]} is not here; `dvc pull "
+            f"train@{ancestor.recipe.game}-{ancestor.recipe.seed}` where DVC keeps it, or put back "
+            "a copy"
+        )
     folder = extension.folder
     staging = folder.with_name(f".{folder.name}.part")
     if staging.exists():
         shutil.rmtree(staging)
-    listed = {artifact.path for artifact in read_artifacts(ancestor.record)}
     for pattern in ARTIFACTS:
         for file in sorted(ancestor.folder.glob(pattern)):
             name = file.relative_to(ancestor.folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from drama.artifacts.agents import agent_of
-from drama.artifacts.evaluations import note_evaluation
+from drama.artifacts.evaluations import note_evaluation, read_noted
 from drama.artifacts.image import running_digest
 from drama.artifacts.records import read_record
 from drama.artifacts.store import fetch
@@ -168,6 +168,7 @@ def evaluate_run(
     with locked(run.folder):
         make_current(run.folder, run.fingerprint)
         if evaluation.path.exists():
+            read_noted(evaluation.path)
             note_evaluation(evaluation.path, evaluation.fingerprint)
             _say(f"{evaluation.path}: there already")
             return evaluation.path

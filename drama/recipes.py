@@ -342,7 +342,9 @@ def read_evaluation_recipe(run: RunFiles) -> EvaluationFiles:
 
 
 def todays_evaluation(run: RunFiles) -> EvaluationFiles:
-    """Return the evaluation by today's code, with the settings in the recipe beside a run's.
+    """Return the evaluation of a run of earlier code by today's, with the settings beside it.
+
+    Its fingerprint covers all code that plays: the run's own says what trained it.
 
     Raises:
         ConfigurationError: when there is no such recipe.
@@ -355,8 +357,8 @@ def todays_evaluation(run: RunFiles) -> EvaluationFiles:
         raise ConfigurationError(
             f"{path}: not an evaluation's recipe ({error}). {_renewal(run.recipe)}"
         ) from None
-    text = evaluation_text(run.fingerprint, settings, code_hash(EVALUATION_CODE))
-    return _evaluation_files(run, settings, text)
+    code = code_hash((*EVALUATION_CODE, *RUN_CODE))
+    return _evaluation_files(run, settings, evaluation_text(run.fingerprint, settings, code))
 
 
 def _evaluation_files(run: RunFiles, settings: EvaluationSettings, text: str) -> EvaluationFiles:

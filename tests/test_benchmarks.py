@@ -454,5 +454,9 @@ def test_an_earlier_commit_is_timed_beside_todays_code() -> None:
     assert list(times) == [*laptop.PARTS, "together"]
     assert all(before > 0 and now > 0 for before, now in times.values())
     assert times["together"][0] == sum(times[part][0] for part in laptop.PARTS)
-    with pytest.raises(SystemExit, match="--against nonsense"):
-        next(laptop.gains("nonsense"))
+
+
+def test_a_commit_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--against", "nonsense", "--parts", "laptop", "--dry"])
+    assert "--against nonsense: no such commit here" in capsys.readouterr().err

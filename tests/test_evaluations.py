@@ -236,8 +236,27 @@ def test_an_earlier_codes_score_is_played_by_todays(copy: Workspace) -> None:
     table = table.drop(["actions", "played"])
     metadata = {b"drama": json.dumps(header).encode()}
     pq.write_table(table.replace_schema_metadata(metadata), path)
+    path.with_name("evaluation.json").unlink()  # it notes the checksum of what was there
     (record,) = copy.folder.glob("run-*.json")
     assert verify(record, CPU, play_again=False).finding is Finding.INTACT
     verdict = verify(record, CPU)
     assert verdict.finding is Finding.VERIFIED
     assert "all 5 episodes exactly, with today's code" in verdict.text
+
+
+def test_an_altered_evaluation_is_not_believed_and_not_noted_anew(copy: Workspace) -> None:
+    """Its bytes are held to the checksum that was kept when it was played."""
+    (path,) = copy.folder.glob("evaluation-*.parquet")
+    note = path.with_name("evaluation.json").read_bytes()
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0]["episode_return"] += 21
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    (record,) = copy.folder.glob("run-*.json")
+    for play_again in (False, True):
+        verdict = verify(record, CPU, play_again=play_again)
+        assert verdict.finding is Finding.DAMAGED and "evaluation.json noted" in verdict.text
+    for command, place in (("evaluate", copy.recipe), ("report", "results/tiny")):
+        said = copy.run(command, str(place), expected=1)
+        assert "not the bytes that evaluation.json noted" in said
+    assert path.with_name("evaluation.json").read_bytes() == note

@@ -149,7 +149,7 @@ def test_the_card_says_what_it_is_how_it_scored_and_how_to_play(exported: Worksp
     assert card.startswith(f"# {GAME}, preset tiny, seed {SEED}\n")
     for said in (
         "160 agent steps", "not the authors' weights", "no reproduction", run.fingerprint,
-        run.commit, run.checkpoint.sha256, sha256_file(weights(exported)),
+        str(run.record.git_commit), run.checkpoint.sha256, sha256_file(weights(exported)),
         "| greedy | cpu | 5 | ", f"| {score:g} |", f'"total_steps": {160}',
         run.record.versions["torch"],
     ):  # fmt: skip
@@ -382,3 +382,15 @@ def test_without_either_the_way_to_get_them_is_told(copy: Workspace) -> None:
     (copy.folder / "checkpoint.parquet").unlink()
     with pytest.raises(WeightsError, match=r"neither checkpoint\.parquet nor weights-"):
         drama.load(copy.folder)
+
+
+@pytest.mark.parametrize("device", ["cuda", "bogus"])
+def test_a_device_that_is_not_there_is_refused_in_words(exported: Workspace, device: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"device '{device}': cannot be used here"):
+        drama.load(exported.folder, device)
+
+
+def test_a_loaded_run_is_short_to_look_at(exported: Workspace) -> None:
+    loaded = drama.load(exported.folder)
+    assert len(repr(loaded)) < 300 and run_of(exported).fingerprint in repr(loaded)
+    assert "Generator" not in repr(loaded.play(episodes=1))

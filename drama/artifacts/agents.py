@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from drama.artifacts.weights import (
     weights_path,
 )
 from drama.behaviour.agent import Agent
+from drama.errors import ConfigurationError
 from drama.evaluation import Episode, build_agent, play
 from drama.settings import Recipe
 from drama.training.checkpoint import load_checkpoint
@@ -26,7 +27,7 @@ from drama.training.loop import CHECKPOINT
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained agent and what it was trained on.
+    """A trained agent and what it was trained on; its text names the run and the file.
 
     Attributes:
         agent: in evaluation mode.
@@ -35,13 +36,17 @@ class LoadedRun:
         source: the file that the agent was read from.
     """
 
-    agent: Agent
-    recipe: Recipe
+    agent: Agent = field(repr=False)
+    recipe: Recipe = field(repr=False)
     fingerprint: str
     source: Path
 
     def play(self, episodes: int = 1) -> list[Episode]:
-        """Play the first episodes of an evaluation, greedily, with their own seeds."""
+        """Play the first episodes of an evaluation, greedily, with their own seeds.
+
+        Returns:
+            The episodes, each with its return, its length and whether it was cut off.
+        """
         asked = {"episodes": episodes, "environments": 1}
         settings = history.read_evaluation_settings(asked, "LoadedRun.play")
         return play(self.agent, self.recipe, settings)
@@ -55,11 +60,11 @@ def load(place: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
         device: where the agent is to lie.
 
     Raises:
-        ConfigurationError: when there is no whole run.
+        ConfigurationError: when there is no whole run, or no such device.
         WeightsError, Damaged, CheckpointError: when a file is missing or not what it was.
         OtherCode: when today's code builds another agent from the run's recipe.
     """
-    place, device = Path(place), torch.device(device)
+    place, device = Path(place), _usable(device)
     if place.suffix == ".safetensors":
         weights = read_weights(place)
         fingerprint = weights.metadata.fingerprint
@@ -67,6 +72,14 @@ def load(place: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
     run = read_record(find_record(place))
     agent, source = agent_of(run, device)
     return LoadedRun(agent, run.recipe, run.fingerprint, source)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # unknown, or not of this build
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"device {str(device)!r}: cannot be used here: {reason}") from None
 
 
 def agent_of(run: RecordedRun, device: torch.device) -> tuple[Agent, Path]:

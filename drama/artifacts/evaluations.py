@@ -173,6 +173,26 @@ def _played(rows: list[dict[str, Any]], way: Actions, settings: EvaluationSettin
     )
 
 
+def read_noted(path: Path) -> Evaluation:
+    """Read an evaluation, held to the checksum that evaluation.json beside it keeps of it, if any.
+
+    Raises:
+        EvaluationDamaged: as `read_evaluation`, and when its bytes are not those noted.
+    """
+    evaluation = read_evaluation(path)
+    try:
+        note = json.loads(path.with_name(NOTE).read_bytes())
+        noted = note["path"], note["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return evaluation  # of before it was noted, or another is
+    if noted[0] == path.name and noted[1] != sha256_file(path):
+        raise EvaluationDamaged(
+            f"{path}: not the bytes that {NOTE} noted when it was played; put back a good copy, or "
+            "remove both and evaluate again"
+        )
+    return evaluation
+
+
 def note_evaluation(path: Path, fingerprint: str) -> Evaluation:
     """Write evaluation.json beside an evaluation, when its content changes.
 

@@ -130,7 +130,7 @@ def _origin(run: RecordedRun, weights: Path) -> Iterator[str]:
     yield "|---|---|"
     for name, value in (
         ("run (fingerprint)", f"`{run.fingerprint}`"),
-        ("code (git commit)", f"`{run.commit}`"),
+        ("code (git commit)", f"`{record.git_commit or 'unknown'}`"),
         ("trained on", f"{record.device}, in {trained} h, {record.finished}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
         (f"SHA-256 of `{weights.name}`", f"`{sha256_file(weights)}`"),

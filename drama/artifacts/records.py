@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from drama import history
-from drama.artifacts.evaluations import Evaluation, EvaluationDamaged, read_evaluation
+from drama.artifacts.evaluations import Evaluation, EvaluationDamaged, read_noted
 from drama.artifacts.stages import EXPERIMENT, results_folder
 from drama.config import load_experiment
 from drama.errors import ConfigurationError, DramaError
@@ -92,8 +92,8 @@ class RecordedRun:
 
     @property
     def commit(self) -> str:
-        """The commit that the run was made at, for people."""
-        return self.record.git_commit or "unknown"
+        """The commit that the run was made at, for people: shortened."""
+        return (self.record.git_commit or "unknown")[:12]
 
     @property
     def stage(self) -> str:
@@ -204,7 +204,7 @@ def evaluations_of(run: RecordedRun) -> list[Evaluation]:
 
 def _read_evaluation(path: Path, fingerprint: str) -> Evaluation:
     try:
-        evaluation = read_evaluation(path)
+        evaluation = read_noted(path)
     except EvaluationDamaged as error:
         raise Damaged(f"{error}, or `git checkout` brings it back") from None
     if evaluation.run != fingerprint:

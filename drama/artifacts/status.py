@@ -20,7 +20,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from drama.artifacts.evaluations import EvaluationDamaged, read_evaluation
+from drama.artifacts.evaluations import EvaluationDamaged, read_noted
 from drama.errors import ConfigurationError
 from drama.history import earlier_run, noted_evaluation
 from drama.runs import SHORT, STATUS
@@ -149,7 +149,7 @@ def _live(path: Path, fingerprint: str) -> dict[str, Any]:
 
 def _score(path: Path) -> float | None:
     try:
-        return read_evaluation(path).score.mean_return
+        return read_noted(path).score.mean_return
     except EvaluationDamaged:
         return None
 

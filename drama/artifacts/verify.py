@@ -79,9 +79,9 @@ def verify(
         run = read_record(record)
         absent = _check_artifacts(run)
         files = _say_files(run, absent)
+        evaluations = evaluations_of(run)
         if not play_again:
             return Verdict(Finding.INTACT, f"{files}; no score was played")
-        evaluations = evaluations_of(run)
         if not evaluations:
             _require(run, absent)
             return Verdict(Finding.INTACT, f"{files}; no score is recorded")
@@ -182,15 +182,15 @@ def _play(
         whole = play(agent, run.recipe, settings)
         played = [episode for episode in whole if episode.index < asked]
         equal = _count_equal(rows, played)
-    mean, count, total = evaluation.score.mean_return, len(rows), len(evaluation.rows)
-    which = "all" if count == total else f"the first {count} of {total}"
+    mean, count = evaluation.score.mean_return, len(rows)
+    complete = count == len(evaluation.rows)
+    which = "all" if complete else f"the first {asked} of {settings.episodes}"
+    ways = f", {' and '.join(settings.ways)}," if settings.both else ""
     code = "" if _is_todays(run, evaluation) else _with_todays_code(run)
     if equal == count == len(played):
-        again = (
-            f"again, all {count} episodes"
-            if count == total
-            else f"recorded, {which} episodes again,"
-        )
+        again = f"recorded, {which} episodes{ways} again,"
+        if complete:
+            again = f"again, all {count} episodes"
         return Verdict(Finding.VERIFIED, f"score {mean:g} {again} exactly{code}")
     way = evaluation.score.actions
     now = fmean(episode.episode_return for episode in played if episode.actions == way)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rliable import library, metrics
 
-from drama.artifacts.evaluations import EvaluationDamaged, Played, read_evaluation
+from drama.artifacts.evaluations import EvaluationDamaged, Played, read_noted
 from drama.config import Actions
 from drama.errors import DramaError
 from drama.files import sha256_file
@@ -372,7 +372,7 @@ def _read_evaluation(results: Path, planned: PlannedRun) -> tuple[Mapping[Action
     if not path.is_file():
         raise _problem(results, planned, f"has not been evaluated ({path} is missing)", "evaluate")
     try:
-        found = read_evaluation(path)
+        found = read_noted(path)
     except EvaluationDamaged as error:
         raise _problem(
             results, planned, f"has an unreadable evaluation: {error}", "evaluate"
