@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from workspace import GAME, SEED, TOTAL_STEPS, AtStep, AtWrite, Moment, Workspace, make_workspace
 
 from drama.artifacts.status import planned_results, read_statuses
+from drama.artifacts.verify import verify
 from drama.errors import ConfigurationError
 from drama.extensions import extend
 from drama.files import canonical_json, flatten
@@ -328,6 +330,21 @@ def test_a_run_that_is_not_what_it_recorded_is_not_gone_on_with(
     assert said in str(caught.value)
     longer = Longer(finished.root)
     assert not longer.folder.exists() and not longer.recipe.exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint.parquet", "replay/part-00000.parquet"])
+def test_weights_in_place_of_large_files_are_not_enough_to_go_on(
+    finished: Workspace, name: str
+) -> None:
+    """Such a run holds when it is verified; to go on takes what was not exported."""
+    run = read_recipe(finished.recipe)
+    finished.run("export", str(finished.recipe))
+    (run.folder / name).unlink()
+    assert verify(run.record, torch.device("cpu"), play_again=False).holds
+    before = finished.tree()
+    with pytest.raises(RunIncomplete, match=rf"{name} is not here; `dvc pull train@"):
+        extend(finished.recipe, STEPS)
+    assert finished.tree() == before
 
 
 def test_a_longer_run_never_begins_at_step_0(finished: Workspace) -> None:
