@@ -17,6 +17,7 @@ import typer
 from drama import gpus
 from drama.config import nearest, parse_assignment
 from drama.errors import ConfigurationError, DramaError
+from drama.history import earlier_run
 from drama.recipes import plan as make_plan
 from drama.recipes import read_recipe
 from drama.settings import Backend
@@ -94,10 +95,11 @@ def plan(
     }
     planned = make_plan(config, overrides, [parse_assignment(text) for text in assign or ()])
     whole = sum(run.record.exists() for run in planned.runs)
+    earlier = sum(earlier_run(run.folder, run.recipe) is not None for run in planned.runs) - whole
     count = f"{len(planned.runs)} run{'s' * (len(planned.runs) != 1)}"
     print(
-        f"{count} planned under preset {planned.preset}, {whole} of them trained: "
-        f"{planned.results / 'recipes'}"
+        f"{count} planned under preset {planned.preset}, {whole} of them trained"
+        f"{f', {earlier} by earlier code' * (earlier > 0)}: {planned.results / 'recipes'}"
     )
     whole_plan = not assign and all(value is None for value in overrides.values())
     if whole_plan and config == Path("config/config.yaml"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import torch
 from workspace import EXPERIMENT, GAME, SEED, Workspace, make_workspace
 
 from drama.cli import main
-from drama.files import write_parquet
+from drama.files import canonical_json, sha256_text, write_json, write_parquet
 from drama.recipes import read_recipe
 from drama.runs import locked
 
@@ -240,6 +241,20 @@ def test_a_backend_that_cannot_be_used_is_explained(
     drama("plan")
     code, _, errors = drama("train", RECIPE, "--device", "cpu", "--backend", backend)
     assert code == 2 and said in errors and "Traceback" not in errors
+
+
+def test_plan_says_when_a_run_of_earlier_code_lies_there(
+    undisturbed: Workspace, drama: Command, workspace: Workspace
+) -> None:
+    shutil.copytree(undisturbed.folder, workspace.folder)
+    assert "1 of them trained: " in drama("plan")[1]
+    (path,) = workspace.folder.glob("run-*.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["recipe"]["code"] = "0" * 64
+    record["fingerprint"] = sha256_text(canonical_json(record["recipe"]))
+    path.unlink()
+    write_json(workspace.folder / f"run-{record['fingerprint'][:16]}.json", record)
+    assert "0 of them trained, 1 by earlier code: " in drama("plan")[1]
 
 
 def test_a_whole_run_keeps_its_place_until_another_begins(
