@@ -6,8 +6,10 @@ else.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Annotated, cast, get_args
@@ -16,7 +18,7 @@ import typer
 
 from drama import gpus
 from drama.config import nearest, parse_assignment
-from drama.errors import ConfigurationError, DramaError
+from drama.errors import ConfigurationError, DramaError, reason
 from drama.history import earlier_run
 from drama.recipes import plan as make_plan
 from drama.recipes import read_recipe
@@ -40,6 +42,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _steps(text: str) -> int:
+    """Read a number of agent steps, which can be written 2e5 as well."""
+    with suppress(ValueError):
+        number = float(text)
+        if number.is_integer() and 1 <= number <= 1_000_000_000:
+            return int(number)
+    raise typer.BadParameter(f"{text!r}: expected a whole number from 1 to 1000000000")
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe, such as results/quick/recipes/Pong/seed0.json.")
 ]
@@ -55,7 +73,7 @@ BackendName = Annotated[
     ),
 ]
 Threads = Annotated[
-    int, typer.Option(min=1, help="CPU threads. The same number gives the same bytes.")
+    int, typer.Option(min=1, max=1024, help="CPU threads. The same number gives the same bytes.")
 ]
 
 
@@ -118,7 +136,8 @@ def train(
     checkpoint_every: Annotated[
         int | None,
         typer.Option(
-            min=1,
+            parser=_steps,
+            metavar="INTEGER",
             help="Agent steps between checkpoints, instead of five minutes; they change no result.",
         ),
     ] = None,
@@ -131,7 +150,9 @@ def train(
     ] = False,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=1_000_000_000, help="Go on with this finished run to so many."),
+        typer.Option(
+            parser=_steps, metavar="INTEGER", help="Go on with this finished run to so many."
+        ),
     ] = None,
 ) -> None:
     """Train one run from its recipe; the same command goes on where it stopped.
@@ -308,7 +329,13 @@ def status(
         typer.Argument(help="Results, such as results/xs; everything in results/ when left out."),
     ] = None,
     watch: Annotated[
-        float | None, typer.Option(min=1, help="Show it anew after so many seconds, until Ctrl-C.")
+        float | None,
+        typer.Option(
+            min=1,
+            max=86_400,
+            callback=_finite,
+            help="Show it anew after so many seconds, until Ctrl-C.",
+        ),
     ] = None,
 ) -> None:
     """Show how every planned run is getting on, from files alone, on whichever node.
@@ -347,11 +374,15 @@ def status(
 def check(
     results: Annotated[Path, typer.Argument(help="A preset's results, such as results/quick.")],
     at_least: Annotated[
-        float | None, typer.Option(help="Every run's mean return must reach this.")
+        float | None,
+        typer.Option(callback=_finite, help="Every run's mean return must reach this."),
     ] = None,
     mean_below: Annotated[
         float | None,
-        typer.Option(help="The mean over all runs must stay below this, as a control's should."),
+        typer.Option(
+            callback=_finite,
+            help="The mean over all runs must stay below this, as a control's should.",
+        ),
     ] = None,
 ) -> None:
     """Hold the runs of a report to a bound; exits with code 1 when it is missed."""
@@ -420,5 +451,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except (OSError, MemoryError) as error:  # a full disk, a folder that cannot be written to
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        file = getattr(error, "filename", None)
+        print(f"{f'{file}: ' if file else ''}{reason(error)}. When that is mended, give the same "
+              "command again", file=sys.stderr)  # fmt: skip
         sys.exit(1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from drama.errors import ConfigurationError
-from drama.settings import GAMES, Backend, Count, Frozen, Recipe, Settings
+from drama.errors import ConfigurationError, reason
+from drama.settings import GAMES, Backend, Frozen, Recipe, Settings
 
 PRESETS = Path("config/presets")
 """Where presets lie, relative to the project's root."""
@@ -50,11 +51,11 @@ def _none_or_several(value: int) -> int:
 class EvaluationSettings(Frozen):
     """How a finished run is scored."""
 
-    episodes: Count
-    environments: Count
+    episodes: Annotated[int, Field(ge=1, le=100_000)]
+    environments: Annotated[int, Field(ge=1, le=1_000)]
     actions: Actions
     both: bool
-    enough_same: Annotated[int, Field(ge=0, le=1_000_000_000), AfterValidator(_none_or_several)]
+    enough_same: Annotated[int, Field(ge=0, le=100_000), AfterValidator(_none_or_several)]
 
     @property
     def ways(self) -> tuple[Actions, ...]:
@@ -76,6 +77,17 @@ class Preset(Settings):
         )
 
 
+def _folder(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise ValueError("name a folder, such as results")
+    if value.startswith("~"):
+        raise ValueError("~ is not understood here; write the folder's whole name")
+    files = [place for place in (Path(value), *Path(value).parents) if os.path.isfile(place)]
+    if files:
+        raise ValueError(f"{files[0]} is a file, and results need a folder")
+    return value
+
+
 class Experiment(Frozen):
     """What to run: config/config.yaml."""
 
@@ -84,15 +96,18 @@ class Experiment(Frozen):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda"]
     backend: Backend = "auto"
-    runs_per_gpu: Count = 1
-    results: str
+    runs_per_gpu: Annotated[int, Field(ge=1, le=100)] = 1
+    results: Annotated[str, AfterValidator(_folder)]
 
 
 # --- reading files -------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, 010, 1:30 and dates are words, and no key comes twice."""
+    """YAML in which 1e-4 is a number, 010, 1:30 and dates are words, and no key comes twice.
+
+    A number without a fraction is a whole one, however it is written: 1e5 as much as 100000.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -109,6 +124,14 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        value: float = self.construct_yaml_float(node)
+        exact = value.is_integer() and abs(value) <= EXACT
+        return int(value) if exact else value
+
+
+EXACT = 2**53
+"""Up to this, a floating-point number holds every whole number."""
 
 _NUMBERS = {
     "tag:yaml.org,2002:int": r"^[-+]?(?:0|[1-9][0-9_]*)$",
@@ -123,6 +146,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 for _tag, _form in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(_form), list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -133,7 +157,8 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         data = yaml.load(text, Loader=_Loader)
-        json.dumps(data)  # refuses what tags and anchors can make beyond plain values
+        # Refuses what tags, anchors and escapes can make beyond plain values.
+        json.dumps(data, ensure_ascii=False).encode()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f", line {mark.line + 1}" if mark else ""
@@ -143,7 +168,7 @@ def parse_yaml(text: str, source: str) -> Any:
             f"{source}{place}: not valid YAML: {problem}" + (f"\n{snippet}" if snippet else "")
         ) from None
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{source}: not valid YAML: {error}") from None
+        raise ConfigurationError(f"{source}: not valid YAML: {reason(error)}") from None
     return data
 
 
@@ -156,12 +181,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not UTF-8 text: {error}") from None
+        raise ConfigurationError(f"{path}: cannot be read: {reason(error)}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: not UTF-8 text") from None
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
-        found = "nothing" if data is None else repr(data)
+        found = "nothing" if data is None else f"{data!r:.60}"
         raise ConfigurationError(f"{path}: expected keys and values, found {found}")
     return data
 
@@ -287,6 +312,7 @@ _PROBLEMS = {
     "greater_than": "must be more than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "int_type": "expected a whole number",
+    "json_invalid": "not JSON, or cut off",
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
     "list_type": "expected a list such as [1, 2]",
@@ -362,6 +388,16 @@ def check_preset(name: Any, where: str, folder: Path = PRESETS) -> None:
         )
 
 
+def no_plan(place: Path) -> ConfigurationError:
+    """Return the error that says that a place is no preset's results, and what makes them."""
+    found = "a file" if place.is_file() else "no plan in it" if place.is_dir() else "not found"
+    preset = f" --preset {place.name}" if place.name in preset_names() else ""
+    return ConfigurationError(
+        f"{place}: {found}. Name a preset's results, such as results/xs; `drama plan{preset}` "
+        "makes them"
+    )
+
+
 def load_preset(name: str, *overrides: Layer, folder: Path = PRESETS) -> Preset:
     """Resolve a preset with further layers over it.
 
@@ -406,6 +442,12 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[Keys, ...], str]]:
             f"environment.max_frames = {game.max_frames}",
         )
     ring, start = ("replay", "capacity"), ("training", "random_steps")
+    if training.total_steps <= training.random_steps:
+        yield (
+            (("training", "total_steps"), start),
+            f"training.total_steps = {training.total_steps} must be more than "
+            f"training.random_steps = {training.random_steps}: before that nothing is learned",
+        )
     for section, batch_key, batch, length_key, length in (
         ("world_model", "batch_size", model.batch_size, "sequence_length", model.sequence_length),
         ("behaviour", "contexts", behaviour.contexts, "context_length", behaviour.context_length),
@@ -546,11 +588,11 @@ def read_recipe_text(path: Path) -> tuple[Recipe, str]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(
-            f"{path}: no recipe there ({error.strerror}). `drama plan` writes them to "
+            f"{path}: no recipe there ({reason(error)}). `drama plan` writes them to "
             "results/<preset>/recipes/<Game>/seed<k>.json"
         ) from None
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not a recipe: {error}") from None
+        raise ConfigurationError(f"{path}: not a recipe: {reason(error)}") from None
     return parse_recipe(text, str(path)), text
 
 
@@ -565,7 +607,7 @@ def parse_recipe(text: str, source: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        problem = first["msg"] if first["type"] == "missing" else _problem(first)
+        problem = "missing" if first["type"] == "missing" else _problem(first)
         raise ConfigurationError(
             f"{source}: not a recipe: {f'{place}: ' if place else ''}{problem}"
         ) from None

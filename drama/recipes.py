@@ -26,7 +26,7 @@ from drama.config import (
     read_recipe_text,
     resolve,
 )
-from drama.errors import ConfigurationError
+from drama.errors import ConfigurationError, reason
 from drama.files import canonical_json, sha256_text, write_text
 from drama.runs import SHORT, restore
 from drama.settings import CATCH, Recipe
@@ -334,7 +334,7 @@ def read_evaluation_recipe(run: RunFiles) -> EvaluationFiles:
         settings = current and resolve(EvaluationSettings, [Layer(str(path), data["settings"])])
     except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
         raise ConfigurationError(
-            f"{path}: not an evaluation's recipe ({error}). {_renewal(run.recipe)}"
+            f"{path}: not an evaluation's recipe ({reason(error)}). {_renewal(run.recipe)}"
         ) from None
     if not settings:
         raise ConfigurationError(f"{path}: out of date. {_renewal(run.recipe)}")
@@ -355,7 +355,7 @@ def todays_evaluation(run: RunFiles) -> EvaluationFiles:
         settings = resolve(EvaluationSettings, [Layer(str(path), data)])
     except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
         raise ConfigurationError(
-            f"{path}: not an evaluation's recipe ({error}). {_renewal(run.recipe)}"
+            f"{path}: not an evaluation's recipe ({reason(error)}). {_renewal(run.recipe)}"
         ) from None
     code = code_hash((*EVALUATION_CODE, *RUN_CODE))
     return _evaluation_files(run, settings, evaluation_text(run.fingerprint, settings, code))

@@ -33,6 +33,8 @@ class Frozen(BaseModel):
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Size = Annotated[int, Field(ge=1, le=65_536)]
+Length = Annotated[int, Field(ge=1, le=10_000)]
+Every = Annotated[int, Field(ge=1, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -69,7 +71,7 @@ class ReplaySettings(Frozen):
     """Replay memory and the distribution its windows are drawn from (DFS, section 2.3)."""
 
     sampling: Literal["dfs", "uniform"]
-    capacity: Count
+    capacity: Annotated[int, Field(ge=1, le=10_000_000)]
     world_model_temperature: Positive
     imagination_temperature: Positive
     alpha: NonNegative
@@ -81,7 +83,7 @@ class OptimiserSettings(Frozen):
     """LaProp (Ziyin et al. 2020) with linear warm-up and gradient clipping."""
 
     learning_rate: Positive
-    warmup_updates: Annotated[int, Field(ge=0)]
+    warmup_updates: Annotated[int, Field(ge=0, le=10_000_000)]
     clip_norm: Positive
     weight_decay: Rate
     decay_spares: Literal["nothing", "gains_and_dynamics"]
@@ -124,8 +126,8 @@ class WorldModelSettings(Frozen):
     free_nats: NonNegative
     dynamics_weight: NonNegative
     representation_weight: NonNegative
-    batch_size: Count
-    sequence_length: Annotated[int, Field(ge=2, le=1_000_000)]
+    batch_size: Size
+    sequence_length: Annotated[int, Field(ge=2, le=10_000)]
     optimiser: OptimiserSettings
 
 
@@ -135,9 +137,9 @@ class BehaviourSettings(Frozen):
     actor_hidden: Size
     critic_hidden: Size
     layers: Annotated[int, Field(ge=1, le=16)]
-    contexts: Count
-    context_length: Count
-    horizon: Count
+    contexts: Size
+    context_length: Length
+    horizon: Length
     discount: Fraction
     lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")]
     entropy_weight: NonNegative
@@ -145,7 +147,7 @@ class BehaviourSettings(Frozen):
     return_ema: Rate
     slow_critic_ema: Rate
     act_on: Literal["prior", "posterior"]
-    acting_window: Count
+    acting_window: Length
     temperature: Annotated[float, Field(ge=0.01, le=100)]
     epsilon: Fraction
     as_published: bool
@@ -157,9 +159,9 @@ class TrainingSettings(Frozen):
 
     total_steps: Count
     random_steps: Count
-    world_model_every: Count
-    behaviour_every: Count
-    log_every: Count
+    world_model_every: Every
+    behaviour_every: Every
+    log_every: Every
     precision: Literal["auto", "float32", "bfloat16"]
 
 

@@ -197,7 +197,7 @@ def test_a_file_that_says_something_else_of_itself_is_refused(
         ({"dtype": "|O", "shape": [1], "bytes": b"12345678"}, "OBJECT"),  # objects are code
         ({"dtype": "<f4", "shape": [2], "bytes": b"1234"}, "reshape"),
         ({"dtype": "<f4", "shape": [1], "bytes": b"123"}, "buffer size"),
-        ({"dtype": "nothing", "shape": [1], "bytes": b"1234"}, "nothing"),
+        ({"dtype": "nothing", "shape": [1], "bytes": b"1234"}, "form"),
     ],
 )
 def test_rows_that_are_no_arrays_are_refused(

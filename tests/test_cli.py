@@ -121,6 +121,16 @@ def test_plan_takes_words_over_the_file(drama: Command, workspace: Workspace) ->
     assert (settings.behaviour.horizon, settings.replay.beta) == (2, 0)
 
 
+def test_a_whole_number_gives_the_same_recipe_however_it_is_written(
+    drama: Command, workspace: Workspace
+) -> None:
+    written = []
+    for number in ("1000", "1e3"):
+        assert drama("plan", "--set", f"training.total_steps={number}")[0] == 0
+        written.append(workspace.recipe.read_bytes())
+    assert written[0] == written[1]
+
+
 @pytest.mark.parametrize("arguments", [["--games", "Pong"], ["--seeds", "0,1"]])
 def test_plan_takes_games_or_seeds_alone(drama: Command, arguments: list[str]) -> None:
     code, output, errors = drama("plan", *arguments)
@@ -142,7 +152,9 @@ WRONG_PLANS = [
     (["--set", "behaviour.horizon=-3"], ["--set: behaviour.horizon = -3", "at least 1"]),
     (["--set", "behaviour.horizn=3"], ["--set: behaviour.horizn = 3", "Did you mean 'horizon'"]),
     (["--set", "world_model.batch_size=500"], ["--set: world_model.batch_size = 500"]),
-    (["--set", "training.total_steps=1e3"], ["= 1000.0", "whole number"]),
+    (["--set", "training.total_steps=1.5"], ["= 1.5", "whole number"]),
+    (["--set", "training.total_steps=1.0005e3"], ["= 1000.5", "whole number"]),
+    (["--set", "training.total_steps=4e1"], ["--set: training.total_steps = 40", "random_steps"]),
     (["--set", "training.total_steps="], ["= None", "whole number"]),
     (["--set", "training"], ["--set training: expected section.key=value"]),
     (["--set", "training=[1"], ["--set training=[1", "not valid YAML"]),
@@ -165,7 +177,13 @@ def test_a_wrong_plan_exits_with_2_and_writes_nothing(
     "arguments",
     [["pln"], ["train"], ["train", "a", "b"], ["train", "--speed", "3"], ["plan", "--set"],
      ["train", RECIPE, "--threads", "0"], ["train", RECIPE, "--checkpoint-every", "0"],
-     ["train", RECIPE, "--threads", "two"]],
+     ["train", RECIPE, "--threads", "two"], ["train", RECIPE, "--threads", "1025"],
+     ["train", RECIPE, "--steps", "2e9"], ["train", RECIPE, "--steps", "1.5"],
+     ["train", RECIPE, "--steps", "nan"], ["status", "--watch", "nan"],
+     ["status", "--watch", "inf"], ["check", "results/tiny", "--at-least", "nan"],
+     ["check", "results/tiny", "--at-least", "inf"],
+     ["check", "results/tiny", "--mean-below", "nan"],
+     ["check", "results/tiny", "--mean-below=-inf"]],
     ids=" ".join,
 )  # fmt: skip
 def test_wrong_usage_exits_with_2_and_writes_nothing(
@@ -301,7 +319,7 @@ def test_a_place_that_cannot_be_written_to_is_named(drama: Command, workspace: W
     drama("plan")
     (workspace.root / "results/tiny/runs").write_text("in the way")
     code, _, errors = drama("train", RECIPE, "--device", "cpu")
-    assert code == 1 and "results/tiny/runs" in errors and "Traceback" not in errors
+    assert code == 1 and "results/tiny/runs" in errors and "Error" not in errors
 
 
 def test_plan_train_evaluate_say_what_they_made(
@@ -356,6 +374,59 @@ def test_check_holds_every_run_to_its_bound(
 
 def test_check_asks_for_a_bound_and_a_report(drama: Command, tmp_path: Path) -> None:
     assert drama("check", str(tmp_path))[0] == 2
+    plan = tmp_path / "recipes/report.json"
+    plan.parent.mkdir()
+    plan.write_text("{}")
     code, _, errors = drama("check", str(tmp_path), "--mean-below", "1")
     assert code == 1
-    assert "scores.parquet" in errors and "drama report" in errors
+    assert "scores.parquet: no scores there (not found). `drama report" in errors
+    for table, said in (
+        (pa.table({"game": ["Pong"], "seed": [0]}), "something is missing in it: mean_return"),
+        (pa.table({"game": [], "seed": [], "mean_return": []}), "it lists no run"),
+        (pa.table({"game": ["Pong"], "seed": [0], "mean_return": [None]}), "form"),
+    ):
+        write_parquet(tmp_path / "report/scores.parquet", table)
+        code, _, errors = drama("check", str(tmp_path), "--mean-below", "1")
+        assert code == 1 and said in errors and "no scores there (" in errors, errors
+
+
+# --- places that are none ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["report"], ["check", "--at-least", "1"], ["status"], ["verify"], ["export"], ["record"]],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(("place", "said"), [("README.md", "a file"), ("nowhere", "not found"),
+                                             ("empty", "no ")])  # fmt: skip
+def test_a_place_that_holds_no_results_is_said_to(
+    drama: Command, workspace: Workspace, command: list[str], place: str, said: str
+) -> None:
+    (workspace.root / "README.md").write_text("# A file\n")
+    (workspace.root / "empty").mkdir()
+    before = workspace.tree()
+    code, output, errors = drama(*command, place)
+    if [*command, place] == ["record", "empty"]:
+        assert (code, errors) == (0, "nothing recorded: DVC is not set up here (no .dvc/config, "
+                                  "dvc.yaml)\n")  # fmt: skip
+        return
+    said = "no whole run" if command[0] in ("verify", "export") and said == "a file" else said
+    assert code == 2 and output == "" and errors.startswith(f"{place}: {said}"), errors
+    assert "such as results/" in errors and f"--preset {place}" not in errors
+    assert workspace.tree() == before
+
+
+def test_only_a_presets_name_is_suggested(drama: Command) -> None:
+    errors = drama("report", "results/quick")[2]
+    assert "results/quick: not found" in errors and "`drama plan --preset quick` makes" in errors
+
+
+def test_the_systems_errors_are_told_in_words(
+    drama: Command, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace.root / "results").mkdir()
+    (workspace.root / "results/tiny").write_text("in the way")
+    code, _, errors = drama("plan")
+    assert code == 1 and "Errno" not in errors and "Error" not in errors, errors
+    assert re.match(r"results/tiny\S*: a file lies where a folder should\. When that is", errors)

@@ -173,11 +173,12 @@ def test_without_presets_it_says_where_to_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-4", 1e-4), ("1E5", 1e5), ("-1.5e+3", -1500.0), (".5", 0.5), ("5.", 5.0),
+        ("1e-4", 1e-4), ("1E5", 100_000), ("-1.5e+3", -1500), (".5", 0.5), ("5.", 5),
+        ("1.0e5", 100_000), ("1e-1", 0.1), ("1e16", 1e16), ("-.inf", -math.inf),
         ("1.0e-3", 1e-3), ("4", 4), ("-3", -3), ("100_000", 100_000), (".inf", math.inf),
         ("010", "010"), ("0x1F", "0x1F"), ("1:30", "1:30"), ("2024-01-01", "2024-01-01"),
         ("1e", "1e"), ("e5", "e5"), ("1.2.3", "1.2.3"), ("true", True), ("no", False),
-        ("", None), ("[1, 2e0]", [1, 2.0]), ("{a: {b: 1}}", {"a": {"b": 1}}),
+        ("", None), ("[1, 2.5e0]", [1, 2.5]), ("{a: {b: 1}}", {"a": {"b": 1}}),
         ("{a: &x {b: 1}, c: {<<: *x, d: 2}}", {"a": {"b": 1}, "c": {"b": 1, "d": 2}}),
     ],
 )  # fmt: skip
@@ -211,6 +212,7 @@ def test_an_integer_written_by_python_is_read_back(value: int) -> None:
         ("a: !!set {b}\n", "here: not valid YAML"),
         ("&a {b: *a}\n", "here: not valid YAML"),
         ("a: \0\n", "here: not valid YAML"),
+        ('a: "\\ud800"\n', "here: not valid YAML: not UTF-8 text"),
         ("[" * 3000, "here: not valid YAML"),
     ],
 )
@@ -271,6 +273,8 @@ WRONG_SETTINGS = [
     ("{replay: {sampling: DFS}}", ["= 'DFS'", "dfs, uniform"]),
     ("{replay: {capacity: 1_000_000_000_000}}", ["capacity = 1000000000000", "at most"]),
     ("{sequence_model: {kind: mamba3}}", ["= 'mamba3'", "Did you mean 'mamba", "gru"]),
+    ("{training: {total_steps: 40}}", [GAME + "training.total_steps = 40", "random_steps = 40"]),
+    ("{training: {random_steps: 161}}", [GAME + "training.random_steps = 161", "total_steps = 16"]),
     # Keys.
     ("{behaviour: {horizn: 3}}", [GAME + "behaviour.horizn = 3", "Did you mean 'horizon'"]),
     ("{behavior: {horizon: 3}}", [GAME + "behavior = ", "Did you mean 'behaviour'"]),
@@ -319,6 +323,52 @@ def test_the_largest_batch_that_fits_is_allowed(folder: Path) -> None:
     assert load_all(path)[0].world_model.batch_size == 33
 
 
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [
+        ("replay.capacity", 10_000_000),
+        ("world_model.batch_size", 65_536),
+        ("world_model.sequence_length", 10_000),
+        ("world_model.optimiser.warmup_updates", 10_000_000),
+        ("behaviour.contexts", 65_536),
+        ("behaviour.context_length", 10_000),
+        ("behaviour.horizon", 10_000),
+        ("behaviour.acting_window", 10_000),
+        ("behaviour.optimiser.warmup_updates", 10_000_000),
+        ("training.world_model_every", 1_000_000),
+        ("training.behaviour_every", 1_000_000),
+        ("training.log_every", 1_000_000),
+        ("evaluation.episodes", 100_000),
+        ("evaluation.environments", 1000),
+        ("evaluation.enough_same", 100_000),
+        ("training.total_steps", 1_000_000_000),
+    ],
+)
+def test_a_number_beyond_all_sense_is_refused(key: str, most: int) -> None:
+    """Only by its own bound: what is too large for a run of this length is another matter."""
+    section, *rest = key.split(".")
+    assigned = parse_assignment(f"{key}={most}")
+    value: Any = resolve(Preset, [*preset_layers("xs", PRESETS), assigned])
+    for name in (section, *rest):
+        value = getattr(value, name)
+    assert value == most
+    for more in (f"{most + 1}", f"{2 * most:e}"):
+        with pytest.raises(ConfigurationError, match=f"--set: {key} = .*must be at most {most}$"):
+            load_preset("xs", parse_assignment(f"{key}={more}"), folder=PRESETS)
+
+
+@pytest.mark.parametrize("text", ["160000", "160_000", "1.6e5", "16e4", "160000.0"])
+def test_a_whole_number_is_one_however_it_is_written(text: str) -> None:
+    preset = load_preset("xs", parse_assignment(f"training.total_steps={text}"), folder=PRESETS)
+    assert '"total_steps":160000,' in preset.model_dump_json(), "or its fingerprint is another"
+
+
+@pytest.mark.parametrize("text", ["1", "1.0", "1e0"])
+def test_a_number_stays_one_however_it_is_written(text: str) -> None:
+    preset = load_preset("xs", parse_assignment(f"replay.alpha={text}"), folder=PRESETS)
+    assert '"alpha":1.0,' in preset.model_dump_json(), "or its fingerprint is another"
+
+
 WRONG_EXPERIMENTS = [
     ("Pong", "Pnog", ["games.Pnog", "unknown game", "Did you mean 'Pong'", "UpNDown", "Catch8"]),
     ("Pong", "pong", ["games.pong", "Did you mean 'Pong'"]),
@@ -348,6 +398,13 @@ WRONG_EXPERIMENTS = [
     ("tiny", "5", ["preset = 5", "a word"]),
     ("tiny", "../xs", ["preset = '../xs'", "no such preset"]),
     ("seeds", "sedes", ["sedes = [0]", "Did you mean 'seeds'"]),
+    ("results: results", "results: ''", ["results = ''", "name a folder"]),
+    ("results: results", "results: ' '", ["results = ' '", "name a folder"]),
+    ("results: results", 'results: "a\\0b"', ["results = 'a\\x00b'", "name a folder"]),
+    ("results: results", "results: ~/a", ["results = '~/a'", "~ is not understood"]),
+    ("results: results", "results: config/config.yaml", ["config/config.yaml is a file"]),
+    ("results: results", "results: config/config.yaml/a", ["config/config.yaml is a file"]),
+    ("results: results", "results: a\nruns_per_gpu: 101", ["runs_per_gpu = 101", "at most 100"]),
     ("results: results", "results: [a]", ["results = ['a']", "a word"]),
 ]
 
@@ -359,6 +416,11 @@ def test_a_wrong_experiment_is_explained(folder: Path, old: str, new: str, said:
     with pytest.raises(ConfigurationError) as caught:
         load_all(path)
     assert all(word in str(caught.value) for word in [str(path), *said]), str(caught.value)
+
+
+def test_results_can_lie_anywhere(folder: Path) -> None:
+    path = written(EXPERIMENT.replace("results: results", f"results: {folder}/new/folder"))
+    assert load_experiment(path).results == f"{folder}/new/folder"
 
 
 def test_any_game_that_ale_py_knows_can_be_named(folder: Path) -> None:

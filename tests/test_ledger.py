@@ -209,6 +209,8 @@ def test_without_dvc_there_is_nothing_to_record(fresh: Clone, missing: str) -> N
 
 
 def test_other_results_are_left_alone(fresh: Clone) -> None:
+    assert "results/quick: not found" in fresh.run("drama", "record", "results/quick", expected=2)
+    (fresh.root / "results/quick").mkdir()
     output = fresh.run("drama", "record", "results/quick")
     assert len(output.splitlines()) == 1
     assert "results/quick" in output and "results/tiny" in output

@@ -19,6 +19,7 @@ import pytest
 from report_files import plan_anew, write_evaluation, write_results
 from rich.console import Console
 
+from drama.errors import ConfigurationError
 from drama.report import Report, ReportError, console_table, read_returns, write_report
 from drama.report.page import duration, number, ratio
 from drama.report.scores import PROTOCOL_STEPS
@@ -125,7 +126,7 @@ def test_a_written_report_is_read_back(quick: Report, tmp_path: Path) -> None:
     games, seeds, means = zip(*read_returns(quick.path.parents[1]), strict=True)
     assert (games, seeds) == (("Pong", "Pong", "Boxing", "Boxing"), (0, 1, 0, 1))
     assert means == pytest.approx((-19.0, -20.7, 3.0, 0.1))
-    with pytest.raises(ReportError, match=r"drama report .*nowhere"):
+    with pytest.raises(ConfigurationError, match=r"nowhere: not found"):
         read_returns(tmp_path / "nowhere")
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_files import digest, plan_anew, write_evaluation, write_record, write_results
 
+from drama.errors import ConfigurationError
 from drama.report.scores import (
     ReportError,
     aggregate,
@@ -414,7 +415,7 @@ def test_an_evaluation_of_earlier_code_stands_in_too(results: Path) -> None:
 
 
 def test_without_a_plan_the_error_says_how_to_plan(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="drama plan --preset quick"):
+    with pytest.raises(ConfigurationError, match="drama plan --preset quick"):
         read_plan(tmp_path / "quick")
 
 

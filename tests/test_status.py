@@ -223,7 +223,7 @@ def test_every_preset_with_a_plan_is_shown_unless_one_is_named(results: Path) ->
 
 
 def test_a_place_without_a_plan_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"nowhere: no plan .* `drama plan` makes one"):
+    with pytest.raises(ConfigurationError, match=r"nowhere: not found.* `drama plan` makes them"):
         planned_results([tmp_path / "nowhere"])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drama.artifacts.lockfile import LOCK, Entry
 from drama.artifacts.stages import Stage
-from drama.errors import DramaError
+from drama.errors import DramaError, reason
 from drama.files import replacing, sha256_file
 from drama.recipes import PlannedRun
 
@@ -92,8 +92,8 @@ def read_artifacts(record: Path) -> list[Artifact]:
         return [Artifact(item["path"], item["sha256"], item["bytes"]) for item in listed]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotRecorded(
-            f"{record}: unreadable ({error!r}). Put it back from git, or move the run's folder "
-            "away to train it anew"
+            f"{record}: unreadable ({reason(error)}). Put it back from git, or move the run's "
+            "folder away to train it anew"
         ) from None
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drama.config import Actions, EvaluationSettings
-from drama.errors import ConfigurationError, DramaError
+from drama.errors import ConfigurationError, DramaError, reason
 from drama.files import canonical_json, sha256_file, write_text
 from drama.history import read_evaluation_settings
 
@@ -140,8 +140,7 @@ def read_evaluation(path: Path) -> Evaluation:
         pa.ArrowException,
     ) as error:
         raise EvaluationDamaged(
-            f"{path}: not a whole evaluation ({type(error).__name__}: {error}); remove it and "
-            "evaluate again"
+            f"{path}: not a whole evaluation ({reason(error)}); remove it and evaluate again"
         ) from None
     return evaluation
 

@@ -41,7 +41,7 @@ from drama.artifacts.stages import (
     train_stage,
 )
 from drama.config import Experiment, load_experiment
-from drama.errors import DramaError
+from drama.errors import ConfigurationError, DramaError, reason
 from drama.files import remove_leftovers
 from drama.recipes import Plan, PlannedRun, plan
 from drama.runs import RunBusy, locked
@@ -87,9 +87,12 @@ def record(results: Path | None = None) -> Recorded:
 
     Raises:
         NothingToRecord: without dvc.yaml or git, or for results that dvc.yaml does not cover.
-        ConfigurationError: when today's plan cannot be made.
+        ConfigurationError: when today's plan cannot be made, or there is no such folder.
         NotRecorded: when DVC itself is missing or cannot go on.
     """
+    if results is not None and not results.is_dir():
+        found = "a file" if results.exists() else "not found"
+        raise ConfigurationError(f"{results}: {found}. Name a preset's results, such as results/xs")
     experiment = load_experiment(EXPERIMENT)
     _check_usable(results, experiment)
     planned = plan(EXPERIMENT, write=False)
@@ -305,6 +308,6 @@ def _dvc_stages() -> dict[str, Any]:
         if stages["report"]["cmd"].split() and stages["train"]["matrix"].keys() == {"game", "seed"}:
             return stages
         problem = "not the matrix of runs that it should be"
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        problem = " ".join(repr(error).split())
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = reason(error)
     raise NotRecorded(f"{DVC_YAML}: unreadable ({problem}); `drama stages` writes it anew")

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from drama import history
 from drama.artifacts.evaluations import Evaluation, EvaluationDamaged, read_noted
 from drama.artifacts.stages import EXPERIMENT, results_folder
 from drama.config import load_experiment
-from drama.errors import ConfigurationError, DramaError
+from drama.errors import ConfigurationError, DramaError, reason
 from drama.files import canonical_json, sha256_text
 from drama.runs import SHORT, SUPERSEDED
 from drama.settings import Count, NonNegative, Recipe
@@ -147,8 +147,9 @@ def _records_at(place: Path) -> list[Path]:
         if SUPERSEDED not in path.relative_to(folder).parts
     ]
     if not found:
+        what = "no whole run there" if place.exists() else "not found"
         raise ConfigurationError(
-            f"{place}: no whole run there. Name a recipe, a run's folder or a preset's results, "
+            f"{place}: {what}. Name a recipe, a run's folder or a preset's results, "
             "such as results/xs"
         )
     return found
@@ -166,7 +167,7 @@ def read_record(path: Path) -> RecordedRun:
         fingerprint = sha256_text(canonical_json(record.recipe))
     except (OSError, ValueError, RecursionError) as error:  # ValidationError is a ValueError
         raise Damaged(
-            f"{path.name} cannot be read ({_kind(error)}); `git checkout` brings it back"
+            f"{path.name} cannot be read ({reason(error)}); `git checkout` brings it back"
         ) from None
     if not fingerprint == record.fingerprint or path.stem != f"run-{fingerprint[:SHORT]}":
         raise Damaged(
@@ -183,13 +184,6 @@ def read_record(path: Path) -> RecordedRun:
             f"{record.git_commit or 'unknown'} does"
         ) from None
     return RecordedRun(path, record, recipe)
-
-
-def _kind(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
-    return type(error).__name__
 
 
 def evaluations_of(run: RecordedRun) -> list[Evaluation]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from drama.artifacts.entries import NotRecorded
 from drama.artifacts.lockfile import Entry
 from drama.artifacts.stages import DVC_YAML, Stage
+from drama.errors import reason
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -70,7 +71,7 @@ class Repository:
             for out in known.outs:
                 self._link(out)
         except (DvcException, OSError) as error:
-            raise NotRecorded(f"{stage.name}: not recorded; {error}") from error
+            raise NotRecorded(f"{stage.name}: not recorded; {reason(error)}") from error
         return _plain(to_single_stage_lockfile(known))
 
     def _link(self, out: Any) -> None:

@@ -21,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from drama.artifacts.evaluations import EvaluationDamaged, read_noted
-from drama.errors import ConfigurationError
+from drama.config import no_plan
+from drama.errors import ConfigurationError, reason
 from drama.history import earlier_run, noted_evaluation
 from drama.runs import SHORT, STATUS
 
@@ -80,7 +81,7 @@ def planned_results(places: Sequence[Path]) -> list[Path]:
             for path in place.glob(f"{depth}recipes/report.json")
         )
         if not here:
-            raise ConfigurationError(f"{place}: no plan in it; `drama plan` makes one")
+            raise no_plan(place)
         found += here
     return list(dict.fromkeys(found))
 
@@ -97,7 +98,7 @@ def read_statuses(results: Path) -> list[RunStatus]:
         return [_status(results, run) for run in planned]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
-            f"{path}: not a plan ({type(error).__name__}: {error}); `drama plan` writes it anew"
+            f"{path}: not a plan ({reason(error)}); `drama plan` writes it anew"
         ) from None
 
 

@@ -88,14 +88,15 @@ def _download(path: Path, md5: str, sha256: str, stage: str, damaged: str) -> st
                     )
     except NotFetched:
         raise
-    except FileNotFoundError as error:
+    except FileNotFoundError:
         raise NotFetched(
-            f"{path}: neither here nor in {where}, where it would be {source} ({error}). {damaged}"
+            f"{path}: neither here nor in {where}, where it would be {source}. {damaged}"
             f"Give `dvc push {stage}` where the run was trained"
         ) from None
     except Exception as error:  # each kind of remote has a library with errors of its own
+        said = getattr(error, "strerror", None) or error  # without the system's number
         raise NotFetched(
-            f"{path}: not here, and DVC cannot fetch it: {error}. {damaged}When that is mended, "
+            f"{path}: not here, and DVC cannot fetch it: {said}. {damaged}When that is mended, "
             f"give the same command again, or `dvc pull {stage}`"
         ) from error
     return where

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from drama import history
 from drama.artifacts.records import OtherCode, RecordedRun, Sha256
 from drama.behaviour.agent import Agent
-from drama.errors import ConfigurationError, DramaError
+from drama.errors import ConfigurationError, DramaError, reason
 from drama.evaluation import build_agent, new_agent
 from drama.files import canonical_json, replacing, sha256_text
 from drama.runs import SHORT
@@ -203,7 +203,9 @@ def read_weights(path: Path) -> Weights:
                     f"{metadata.git_commit or 'unknown'} may build it"
                 )
             tensors = {name: file.get_tensor(name) for name in parts}
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except SafetensorError:
+        raise _damaged(path, ValueError("its header and its contents do not fit")) from None
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     if _digest(metadata.model_dump(), tensors) != metadata.sha256:
         raise _damaged(path, ValueError("its contents do not match its checksum"))
@@ -302,11 +304,8 @@ def same_tensors(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray])
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = str(error)
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        reason = f"its metadata: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    part = "its metadata: " if isinstance(error, ValidationError) else ""
     return WeightsError(
-        f"{path}: not a whole file of weights ({reason}). Fetch it anew, `git checkout` it, or "
-        "`drama export` it where the checkpoint is"
+        f"{path}: not a whole file of weights ({part}{reason(error)}). Fetch it anew, "
+        "`git checkout` it, or `drama export` it where the checkpoint is"
     )

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drama.errors import DramaError
+from drama.errors import DramaError, reason
 from drama.files import replacing
 from drama.replay.buffer import Columns, ReplayBuffer, check_columns
 
@@ -164,7 +164,7 @@ def read_shard(path: Path) -> Columns:
     except FileNotFoundError:
         raise ShardError(f"Replay shard {path} is missing. {_ADVICE}") from None
     except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"Replay shard {path} is damaged ({error}). {_ADVICE}") from error
+        raise ShardError(f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}") from error
     try:
         columns = _from_arrow(table, frame_shape)
         check_columns(columns, frame_shape)
@@ -225,7 +225,7 @@ def _part_of(folder: Path, step: int) -> int:
     except FileNotFoundError:
         raise ShardError(f"Replay shard {path} is missing. {_ADVICE}") from None
     except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"Replay shard {path} is damaged ({error}). {_ADVICE}") from error
+        raise ShardError(f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}") from error
     return step // rows if rows else 0
 
 

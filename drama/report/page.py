@@ -25,7 +25,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from drama.config import WAYS, Actions
+from drama.config import WAYS, Actions, no_plan
+from drama.errors import reason
 from drama.files import canonical_json, replacing, write_json
 from drama.report.figures import AGGREGATES, count, draw, method_name, typeset
 from drama.report.scores import (
@@ -126,15 +127,19 @@ def write_report(results: Path) -> Report:
 def read_returns(results: Path) -> list[tuple[str, int, float]]:
     """Return game, seed and mean return of every run in the report of results/<preset>.
 
-    Raises ReportError when there is no report.
+    Raises ReportError when there is no report, ConfigurationError when there are no results.
     """
-    path = Path(results) / "report" / "scores.parquet"
+    path = results / "report" / "scores.parquet"
+    if not (path.is_file() or (results / "recipes" / "report.json").is_file()):
+        raise no_plan(results)
     try:
-        rows = pq.read_table(path, columns=["game", "seed", "mean_return"]).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ReportError(f"{path}: no scores there ({error}). `drama report {results}` writes "
-                          "them") from None  # fmt: skip
-    return [(row["game"], row["seed"], row["mean_return"]) for row in rows]
+        rows = pq.read_table(path).to_pylist()
+        if not rows:
+            raise ValueError("it lists no run")
+        return [(row["game"], row["seed"], float(row["mean_return"])) for row in rows]
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise ReportError(f"{path}: no scores there ({reason(error)}). `drama report {results}` "
+                          "writes them") from None  # fmt: skip
 
 
 def console_table(report: Report) -> Table:

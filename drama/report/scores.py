@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from rliable import library, metrics
 
 from drama.artifacts.evaluations import EvaluationDamaged, Played, read_noted
-from drama.config import Actions
-from drama.errors import DramaError
+from drama.config import Actions, no_plan
+from drama.errors import DramaError, reason
 from drama.files import sha256_file
 from drama.history import earlier_run, noted_evaluation
 
@@ -230,14 +230,12 @@ def load_baselines() -> Baselines:
 def read_plan(results: Path) -> Plan:
     """Read recipes/report.json below `results`.
 
-    Raises ReportError when it is missing, unreadable, empty or names a run twice.
+    Raises ReportError when it is unreadable, empty or names a run twice, ConfigurationError when
+    there is none.
     """
     path = results / "recipes" / "report.json"
     if not path.is_file():
-        raise ReportError(
-            f"{path} is missing: it lists the runs to report on. "
-            f"Write it with: drama plan --preset {results.name}"
-        )
+        raise no_plan(results)
     content = path.read_bytes()
     try:
         document = json.loads(content)
@@ -255,8 +253,7 @@ def read_plan(results: Path) -> Plan:
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ReportError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Write it again with: "
-            f"drama plan --preset {results.name}"
+            f"{path} cannot be read ({reason(error)}). `drama plan` writes it again"
         ) from error
     keys = [(run.game, run.seed) for run in plan.runs]
     if not keys:
@@ -358,7 +355,10 @@ def _read_record(results: Path, planned: PlannedRun) -> dict[str, Any]:
             record[key]
     except (ValueError, KeyError, TypeError) as error:
         raise _problem(
-            results, planned, f"has an unreadable record, {path} ({error!r}); remove it", "train"
+            results,
+            planned,
+            f"has an unreadable record, {path} ({reason(error)}); remove it",
+            "train",
         ) from error
     if found != planned.run:
         raise _problem(
@@ -415,7 +415,7 @@ def read_curve(
         steps = table["step"].to_numpy().astype(np.float64)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ReportError(
-            f"{run.game} seed {run.seed}: {path} cannot be read ({type(error).__name__}: {error}). "
+            f"{run.game} seed {run.seed}: {path} cannot be read ({reason(error)}). "
             f"Restore it from version control, or remove run-{run.run[:16]}.json beside it and "
             "train again."
         ) from error

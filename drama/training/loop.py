@@ -13,7 +13,7 @@ import torch
 
 from drama.behaviour.agent import Agent
 from drama.env import make
-from drama.errors import DramaError
+from drama.errors import DramaError, reason
 from drama.model.sequence import kernels
 from drama.replay.buffer import ReplayBuffer, Transition
 from drama.replay.sampling import Sampler
@@ -351,8 +351,8 @@ class Trainer:
             self.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: does not fit this code and these libraries: {error}. Go on with those "
-                "that wrote it, or move the run's folder away to train it anew."
+                f"{path}: does not fit this code and these libraries: {reason(error)}. Go on with "
+                "those that wrote it, or move the run's folder away to train it anew."
             ) from error
         if name := self.not_finite():
             raise CheckpointError(
@@ -424,7 +424,7 @@ def train(recipe: Recipe, fingerprint: str, folder: Path, runtime: Runtime) -> S
             status.state = "stopped"
             raise
         except BaseException as error:
-            status.state, status.message = "failed", f"{type(error).__name__}: {error}"
+            status.state, status.message = "failed", reason(error)
             raise
         finally:
             trainer.environment.close()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from drama.errors import reason
 from drama.files import write_parquet
 from drama.training.checkpoint import CheckpointError
 
@@ -155,7 +156,7 @@ class Table:
             table = pq.read_table(self.path, schema=self.schema, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise CheckpointError(
-                f"{self.path}: the run cannot go on without this file ({error}). Put back a good "
-                "copy, or move the run's folder away to train it anew."
+                f"{self.path}: the run cannot go on without this file ({reason(error)}). Put back "
+                "a good copy, or move the run's folder away to train it anew."
             ) from None
         self.rows = table.filter(pc.field("step") <= step).to_pylist()
