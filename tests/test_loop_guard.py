@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ from drama.config import Preset
 from drama.env import make
 from drama.replay.buffer import Columns
 from drama.replay.shards import read_shards
+from drama.replay.tensors import RingTensors
 from drama.settings import Recipe
+from drama.stopping import Stopped
+from drama.training import loop
 from drama.training.loop import REPLAY, Runtime, Trainer
 from drama.training.progress import Reporter, Status
 
 STEPS, RANDOM, WORLD_MODEL_EVERY, BEHAVIOUR_EVERY = 130, 40, 3, 5
+CONTEXTS, CONTEXT_LENGTH = 6, 5
 ON_CPU = Runtime(torch.device("cpu"), threads=1, checkpoint_every=10_000)
 TRAINING = {
     "total_steps": STEPS, "random_steps": RANDOM, "log_every": 15,
@@ -66,8 +71,9 @@ class Run:
     trainer: Trainer
     stored: Columns
     decisions: list[Decision] = field(default_factory=list)
-    world_model_steps: list[int] = field(default_factory=list)
-    behaviour_steps: list[int] = field(default_factory=list)
+    # By step: the rows that an update was given.
+    world_model_rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    behaviour_rows: dict[int, Tensor] = field(default_factory=dict)
     slow_critics: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = field(
         default_factory=list
     )
@@ -86,6 +92,7 @@ def make_trainer(
         game, environment = GAMES[case]
         toy = yaml.safe_load(PRESET)
         toy["environment"] |= environment
+        toy["behaviour"] |= {"contexts": CONTEXTS, "context_length": CONTEXT_LENGTH}
         toy["training"] = TRAINING
         settings = preset(toy.pop("base"), toy).settings()
         recipe = Recipe(
@@ -130,15 +137,15 @@ def watch(run: Run) -> None:
         return [parameter.detach().clone() for parameter in module.parameters()]
 
     def updating(rows: Tensor) -> Tensor:
-        run.behaviour_steps.append(trainer.step)
+        run.behaviour_rows[trainer.step] = rows
         before = weights(behaviour.slow_critic)
         values = update(rows)
         run.slow_critics.append((before, weights(behaviour.slow_critic), weights(behaviour.critic)))
         return values
 
-    def updating_world_model(*rows: Tensor) -> Tensor:
-        run.world_model_steps.append(trainer.step)
-        return update_world_model(*rows)
+    def updating_world_model(rows: Tensor, reward_rows: Tensor) -> Tensor:
+        run.world_model_rows[trainer.step] = rows, reward_rows
+        return update_world_model(rows, reward_rows)
 
     trainer.decide, trainer.update_behaviour = deciding, updating
     trainer.update_world_model = updating_world_model
@@ -199,11 +206,33 @@ def test_actions_are_random_at_first_and_then_the_policys(run: Run) -> None:
 def test_updates_come_as_often_as_the_settings_say(run: Run) -> None:
     learner = run.trainer.learner
     for steps, every, optimiser in (
-        (run.world_model_steps, WORLD_MODEL_EVERY, learner.world_model_optimiser),
-        (run.behaviour_steps, BEHAVIOUR_EVERY, learner.behaviour_optimiser),
+        (run.world_model_rows, WORLD_MODEL_EVERY, learner.world_model_optimiser),
+        (run.behaviour_rows, BEHAVIOUR_EVERY, learner.behaviour_optimiser),
     ):
-        assert steps == [step for step in range(RANDOM, STEPS + 1) if step % every == 0]
+        assert list(steps) == [step for step in range(RANDOM, STEPS + 1) if step % every == 0]
         assert int(optimiser.updates) == len(steps)
+
+
+def test_updates_are_given_windows_of_what_was_stored(run: Run) -> None:
+    """As many and as long as the settings say; rewards are those of the same steps."""
+    world_model, sampler = run.trainer.settings.world_model, run.trainer.sampler
+    shapes = world_model.batch_size, world_model.sequence_length
+    for step, (rows, reward_rows) in run.world_model_rows.items():
+        assert rows.shape == shapes and torch.equal(rows, reward_rows)
+        assert_consecutive(run, step, rows)
+    for step, rows in run.behaviour_rows.items():
+        assert rows.shape == (CONTEXTS, CONTEXT_LENGTH)
+        assert_consecutive(run, step, rows)
+    assert CONTEXTS / sampler.imagination_ratio == world_model.batch_size, (
+        "an update of the behaviour must count as much as one of the world model"
+    )
+
+
+def assert_consecutive(run: Run, step: int, rows: Tensor) -> None:
+    """The rows hold consecutive steps among those that were stored when `step` were done."""
+    capacity = run.trainer.buffer.capacity
+    age = (step - 1 - rows) % capacity
+    assert (age < step).all() and (age.diff(dim=1) == -1).all()
 
 
 def test_each_behaviour_update_moves_the_slow_critic_once(run: Run) -> None:
@@ -230,3 +259,36 @@ def test_while_training_actions_are_drawn_from_the_policy(make_trainer: MakeTrai
     shares = np.bincount([int(row["action"][0]) for row in played], minlength=3) / len(played)
     expected = (14 * np.array([0.6, 0.3, 0.1]) + 1 / 3) / 15
     np.testing.assert_allclose(shares, expected, atol=0.08)
+
+
+def test_each_use_of_chance_has_a_stream_of_its_own(make_trainer: MakeTrainer) -> None:
+    """Game, weights, random actions and windows: none is told by another."""
+    trainer, _ = make_trainer("lives")
+    game, weights, actions, windows = np.random.SeedSequence(SEED).spawn(4)
+    assert torch.initial_seed() == weights.generate_state(1)[0] != game.generate_state(1)[0]
+    for generator, stream in (
+        (trainer.random_actions, actions),
+        (trainer.sampler.generator, windows),
+    ):
+        assert generator.bit_generator.state == np.random.default_rng(stream).bit_generator.state
+    trainer.environment.close()
+
+
+def test_a_copy_of_the_ring_goes_on_after_a_stop(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU batches are read from a copy, which must hold what was stored before, too."""
+    monkeypatch.setattr(loop, "RingTensors", partial(RingTensors, copies=True))
+    trainer, reporter = make_trainer("over")
+    with pytest.raises(Stopped):
+        trainer.run(reporter, lambda: trainer.step == 90)
+    again = Trainer(trainer.recipe, trainer.fingerprint, trainer.folder, ON_CPU)
+    assert again.resume() and again.step == 90
+    for going_on in (trainer, again):
+        going_on.act_and_store(reporter)
+        going_on.environment.close()
+        assert going_on.ring.copies
+        rows = torch.arange(going_on.buffer.capacity)[None]
+        read, ring = going_on.ring.read(rows, rows), going_on.buffer.ring()
+        for found, name in zip(read, ("frame", "action", "reward", "terminated"), strict=True):
+            assert found.any() and np.array_equal(found[0].numpy(), ring[name]), name
