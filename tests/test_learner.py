@@ -93,6 +93,48 @@ def test_as_published_other_rewards_are_imagined(settings: Settings) -> None:
     assert found[0][1][at] != found[1][1][at]
 
 
+def test_the_world_model_is_trained_in_training_mode_and_left_in_the_other(
+    settings: Settings,
+) -> None:
+    """Its batch norms take in every batch of its own updates, and none that is imagined from."""
+    learner = make_learner(settings, CPU, plain=False)
+    model = learner.agent.world_model
+    learn(learner, 3)
+    counts = [int(n) for name, n in model.named_buffers() if name.endswith("batches_tracked")]
+    assert counts and set(counts) == {3}
+    assert not model.training
+
+
+def test_rewards_are_learned_from_the_rows_that_are_named_for_them(settings: Settings) -> None:
+    """Not from those of the frames: shuffled rewards are a control only if they are learned."""
+    at = WORLD_MODEL_METRICS.index("loss/reward")
+    losses = []
+    for reward_rows in (rows(8, 6), torch.full((8, 6), 4)):
+        learner = make_learner(settings, CPU, plain=False)
+        torch.manual_seed(1)
+        updates = [learner.update_world_model(rows(8, 6), reward_rows) for _ in range(3)]
+        losses.append([float(update[at]) for update in updates])
+    assert losses[0][0] == pytest.approx(losses[1][0])  # all bins are alike at first
+    assert losses[0][2] != pytest.approx(losses[1][2], rel=1e-5)
+
+
+@pytest.mark.parametrize("section", ["world_model", "behaviour"])
+def test_each_optimiser_has_the_settings_of_its_own_part(settings: Settings, section: str) -> None:
+    """Without a rate and decay, that part stays as it was, and the other learns."""
+    part = getattr(settings, section)
+    still = part.optimiser.model_copy(update={"learning_rate": 1e-30, "weight_decay": 0.0})
+    changed = {section: part.model_copy(update={"optimiser": still})}
+    learner = make_learner(settings.model_copy(update=changed), CPU, plain=False)
+    before = {name: p.detach().clone() for name, p in learner.agent.named_parameters()}
+    learn(learner, 2)
+    moved = {
+        name.partition(".")[0]
+        for name, p in learner.agent.named_parameters()
+        if not torch.allclose(p, before[name], rtol=0, atol=1e-12) and "slow_critic" not in name
+    }
+    assert moved == {"world_model", "behaviour"} - {section}
+
+
 def test_each_distinct_frame_is_encoded_once(settings: Settings) -> None:
     for plain, encoded in ((True, 12 * 4), (False, 2 * 11 + 4)):
         learner = make_learner(settings, CPU, plain=plain)
