@@ -17,7 +17,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from drama.config import EvaluationSettings, Layer, parse_recipe, resolve
 from drama.files import canonical_json, sha256_text
@@ -138,15 +140,34 @@ class NotedEvaluation:
     fingerprint: str
 
 
+class Note(BaseModel):
+    """What evaluation.json says that others rely on: which evaluation, and its file's checksum."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @property
+    def name(self) -> str:
+        """The evaluation's file name."""
+        return f"evaluation-{self.fingerprint[:SHORT]}.parquet"
+
+
+def read_note(folder: Path) -> Note | None:
+    """Read evaluation.json in a run's folder; None when there is none, or nothing of use in it."""
+    try:
+        return Note.model_validate_json((folder / "evaluation.json").read_bytes())
+    except (OSError, ValueError):  # ValidationError is a ValueError
+        return None
+
+
 def noted_evaluation(record: Path) -> NotedEvaluation | None:
     """Return the evaluation that was made last of the run with this record; None without one."""
-    try:
-        note = json.loads(record.with_name("evaluation.json").read_bytes())
-        fingerprint = str(note["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    note = read_note(record.parent)
+    if note is None or not (path := record.with_name(note.name)).is_file():
         return None
-    path = record.with_name(f"evaluation-{fingerprint[:SHORT]}.parquet")
-    return NotedEvaluation(path, fingerprint) if path.is_file() else None
+    return NotedEvaluation(path, note.fingerprint)
 
 
 def _apart_from_code(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drama.evaluation import SCHEMA
-from drama.files import canonical_json
+from drama.files import canonical_json, sha256_file
 
 
 def digest(text: str) -> str:
@@ -138,8 +138,9 @@ def plan_anew(results: Path, game: str, seed: int, **settings: int) -> str:
     (folder / f"run-{run[:16]}.json").write_text(json.dumps(record))
     returns = pq.read_table(old)["episode_return"].to_pylist()
     old.unlink()
-    write_evaluation(folder, game, seed, run, evaluation, returns)
-    (folder / "evaluation.json").write_text(json.dumps({"fingerprint": evaluation}))
+    new = write_evaluation(folder, game, seed, run, evaluation, returns)
+    note = {"fingerprint": evaluation, "sha256": sha256_file(new)}
+    (folder / "evaluation.json").write_text(json.dumps(note))
     planned = recipe | {"code": "2", "settings": {"steps": 600} | settings}
     place = results / "recipes" / game / f"seed{seed}.json"
     place.parent.mkdir(exist_ok=True)

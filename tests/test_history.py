@@ -179,9 +179,26 @@ def test_where_it_cannot_be_told_there_is_none(
 def test_the_noted_evaluation_is_the_one_that_lies_there(tmp_path: Path) -> None:
     record, fingerprint = tmp_path / "run-0.json", "ab" * 32
     assert noted_evaluation(record) is None
-    write_json(tmp_path / "evaluation.json", {"fingerprint": fingerprint, "path": "../elsewhere"})
+    write_json(
+        tmp_path / "evaluation.json",
+        {"fingerprint": fingerprint, "sha256": "b" * 64, "path": "../elsewhere"},
+    )
     assert noted_evaluation(record) is None
     path = tmp_path / f"evaluation-{fingerprint[:16]}.parquet"
     path.touch()
     noted = noted_evaluation(record)
     assert noted is not None and (noted.path, noted.fingerprint) == (path, fingerprint)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[", "[]", "null", '{"fingerprint": 3}', '{"fingerprint": "../../../../etc/passwd"}',
+        '{"fingerprint": "' + "a" * 63 + '"}', '{"sha256": "' + "a" * 64 + '"}',
+        '{"fingerprint": "' + "a" * 64 + '", "sha256": ["b"]}', "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_note_that_makes_no_sense_names_no_evaluation(tmp_path: Path, text: str) -> None:
+    (tmp_path / "evaluation.json").write_text(text, encoding="utf-8")
+    assert history.read_note(tmp_path) is None
+    assert history.noted_evaluation(tmp_path / "run-0.json") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -409,7 +410,8 @@ def test_an_evaluation_of_earlier_code_stands_in_too(results: Path) -> None:
     assert read_scores(results, read_plan(results), BASELINES)[0].runs[0].current
     old.unlink()
     expect(results, "evaluate", "Pong seed 0 has not been evaluated")
-    (old.parent / "evaluation.json").write_text(json.dumps(note))
+    sums = {"sha256": hashlib.sha256(new.read_bytes()).hexdigest()}
+    (old.parent / "evaluation.json").write_text(json.dumps(note | sums))
     run = read_scores(results, read_plan(results), BASELINES)[0].runs[0]
     assert not run.current and run.evaluation == digest("earlier")
 

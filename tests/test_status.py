@@ -17,7 +17,7 @@ from report_files import write_evaluation
 
 from drama.artifacts.status import planned_results, read_statuses, remarks
 from drama.errors import ConfigurationError
-from drama.files import canonical_json, sha256_text, write_json
+from drama.files import canonical_json, sha256_file, sha256_text, write_json
 from drama.runs import locked
 
 RUN, EVALUATION = "a" * 64, "b" * 64
@@ -179,8 +179,9 @@ def earlier(results: Path, **settings: int) -> None:
     run, evaluation = sha256_text(canonical_json(recipe)), "c" * 64
     record = {"recipe": recipe, "fingerprint": run, "git_commit": "0123abcd", "steps": 100_000}
     write_json(folder(results) / f"run-{run[:16]}.json", record)
-    write_json(folder(results) / "evaluation.json", {"fingerprint": evaluation})
-    write_evaluation(folder(results), GAME, 4, run, evaluation, [1.0, 2.0], old=True)
+    scores = write_evaluation(folder(results), GAME, 4, run, evaluation, [1.0, 2.0], old=True)
+    note = {"fingerprint": evaluation, "sha256": sha256_file(scores)}
+    write_json(folder(results) / "evaluation.json", note)
     planned = recipe | {"code": "2", "settings": {"steps": 1} | settings}
     write_json(results / f"recipes/{GAME}/seed4.json", planned)
 

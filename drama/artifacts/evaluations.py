@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from drama.config import Actions, EvaluationSettings
 from drama.errors import ConfigurationError, DramaError, reason
 from drama.files import canonical_json, sha256_file, write_text
-from drama.history import read_evaluation_settings
+from drama.history import read_evaluation_settings, read_note
 
 NOTE = "evaluation.json"
 
@@ -179,12 +179,8 @@ def read_noted(path: Path) -> Evaluation:
         EvaluationDamaged: as `read_evaluation`, and when its bytes are not those noted.
     """
     evaluation = read_evaluation(path)
-    try:
-        note = json.loads(path.with_name(NOTE).read_bytes())
-        noted = note["path"], note["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return evaluation  # of before it was noted, or another is
-    if noted[0] == path.name and noted[1] != sha256_file(path):
+    note = read_note(path.parent)  # of before it was noted there is none, or of another
+    if note and note.name == path.name and note.sha256 != sha256_file(path):
         raise EvaluationDamaged(
             f"{path}: not the bytes that {NOTE} noted when it was played; put back a good copy, or "
             "remove both and evaluate again"
