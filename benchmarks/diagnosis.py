@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drama.behaviour.imagination import imagine
+from drama.agent.behaviour.imagination import imagine
+from drama.agent.model.distributions import categorical_kl, sample_one_hot
+from drama.agent.model.nets import to_pixels
+from drama.agent.replay.tensors import Batch
+from drama.agent.training.loop import Runtime, Trainer
 from drama.errors import DramaError
-from drama.model.distributions import categorical_kl, sample_one_hot
-from drama.model.nets import to_pixels
-from drama.recipes import read_recipe
-from drama.replay.tensors import Batch
-from drama.training.loop import Runtime, Trainer
+from drama.pipeline.recipes import read_recipe
 
 WINDOWS, LENGTH, CONTEXT = 64, 32, 16
 RECENT = 5000

@@ -77,7 +77,7 @@ def main() -> None:
     import torch
     from updates import Updates
 
-    from drama import jobs
+    from drama.pipeline import jobs
 
     getattr(jobs, "keep_freed_memory", lambda: None)()  # earlier code has none
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from drama.runs import git_commit
+from drama.runs.folder import git_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "config" / "presets"

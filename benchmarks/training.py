@@ -25,11 +25,12 @@ from scaling.memory import FINGERPRINT, new_run
 from scaling.replay import fill
 from torch.profiler import ProfilerActivity, profile
 
-from drama.config import load_preset
-from drama.model.sequence import kernels
-from drama.settings import Backend
-from drama.training.loop import STATUS, Runtime
-from drama.training.progress import Reporter, Status
+from drama.agent.model.sequence import kernels
+from drama.agent.settings import Backend
+from drama.agent.training.loop import Runtime
+from drama.pipeline.config import load_preset
+from drama.runs.folder import STATUS
+from drama.runs.progress import Reporter, Status
 
 STEP_LIMIT = 10.0
 """Milliseconds a step on a GPU of the H200's class."""

@@ -15,10 +15,10 @@ import torch
 from measuring import PRESETS, Figure, Timing, take_turns
 from torch.utils.flop_counter import FlopCounterMode
 
-from drama.behaviour.agent import Agent
-from drama.behaviour.imagination import imagine
-from drama.config import load_preset
-from drama.training.optim import LaProp
+from drama.agent.behaviour.agent import Agent
+from drama.agent.behaviour.imagination import imagine
+from drama.agent.training.optim import LaProp
+from drama.pipeline.config import load_preset
 
 ACTIONS = 6
 ROUNDS = 2

@@ -22,7 +22,8 @@ from urllib.parse import unquote, urlsplit
 
 from indexes import index_addresses, pip_settings
 
-from drama.artifacts.image import (
+from drama.files import remove_leftovers, replacing, sha256_file, write_json
+from drama.pipeline.artifacts.image import (
     DEFINITION,
     IMAGES,
     ImageMissing,
@@ -32,7 +33,6 @@ from drama.artifacts.image import (
     note_of,
     require_image,
 )
-from drama.files import remove_leftovers, replacing, sha256_file, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LENT = Path("/mnt")

@@ -1,23 +1,17 @@
 """Drama: a Mamba-2 world-model agent for Atari100k (arXiv 2410.08893), as a reproducible pipeline.
 
-Reading order:
+Reading order, wing by wing; each imports only those before it:
 
-1. `settings`    what a run is made of; `config` reads and checks it
-2. `env`         the game as the agent sees it
-3. `replay`      what it remembers, and which parts of it are looked at
-4. `model`       the world model: encoder, latent, Mamba-2, heads, losses
-5. `behaviour`   actor and critic, learning in imagination
-6. `training`    the loop that ties these together, optimisation, checkpoints
-7. `evaluation`  the score of a finished run
-8. `recipes`     one file per run that says everything about it; fingerprints
-9. `history`     recorded recipes of earlier code, read by today's
-10. `report`     scores, figures, one page
-11. `artifacts`  what becomes of results: DVC, exported weights, verification, status, the image
-12. `jobs`       training and evaluating one run; `extensions`: going on with a finished one;
-    `gpus`, `slurm`: where that happens
-13. `cli`        the `drama` command
+1. `errors`, `files`   errors for people; files that nobody sees half of
+2. `runs`      how a run is kept: its folder, checkpoint, replay shards, tables, progress
+3. `agent`     what decides a result: `settings`, `env`, `replay`, `model`, `behaviour`,
+               `training`, `evaluation`, in this order
+4. `pipeline`  which runs, where: `config`, `recipes` (fingerprints), `history`, `jobs`,
+               `extensions`, `gpus`, `slurm`, and `artifacts`, what becomes of results
+5. `report`    what is shown: scores, figures, one page
+6. `cli`       the `drama` command
 
-An inner package never imports an outer one. For notebooks there is `drama.load`.
+For notebooks there is `drama.load`.
 """
 
 from __future__ import annotations
@@ -29,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from drama.artifacts.agents import LoadedRun
+    from drama.pipeline.artifacts.agents import LoadedRun
 
 __version__ = "0.1.0"
 
@@ -42,6 +36,6 @@ def load(place: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
     Raises:
         DramaError: saying which file cannot be used, and what to do.
     """
-    from drama.artifacts.agents import load as load_agent  # brings torch in, so only now
+    from drama.pipeline.artifacts.agents import load as load_agent  # brings torch in, so only now
 
     return load_agent(place, device)

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from drama import gpus
-from drama.config import nearest, parse_assignment
+from drama.agent.settings import Backend
 from drama.errors import ConfigurationError, DramaError, reason
-from drama.history import earlier_run
-from drama.recipes import plan as make_plan
-from drama.recipes import read_recipe
-from drama.settings import Backend
-from drama.stopping import stop_at_once
+from drama.pipeline import gpus
+from drama.pipeline.config import nearest, parse_assignment
+from drama.pipeline.history import earlier_run
+from drama.pipeline.recipes import plan as make_plan
+from drama.pipeline.recipes import read_recipe
+from drama.runs.stopping import stop_at_once
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ def plan(
     )
     whole_plan = not assign and all(value is None for value in overrides.values())
     if whole_plan and config == Path("config/config.yaml"):
-        from drama.artifacts.ledger import record_plan
+        from drama.pipeline.artifacts.ledger import record_plan
 
         if trouble := record_plan():
             print(f"The recipes are written, but not noted in DVC: {trouble}", file=sys.stderr)
@@ -169,11 +169,11 @@ def train(
         if steps is None:
             files = read_recipe(recipe)
         else:
-            from drama.extensions import extend
+            from drama.pipeline.extensions import extend
 
             files = extend(recipe, steps)
-        from drama.jobs import train_run
-        from drama.training.loop import Runtime
+        from drama.agent.training.loop import Runtime
+        from drama.pipeline.jobs import train_run
 
         runtime = Runtime(_device(device), threads, checkpoint_every, plain, _backend(backend))
         train_run(files, runtime)
@@ -196,7 +196,7 @@ def evaluate(
     with the recipe's settings is scored in its place, by today's code.
     """
     with stop_at_once():
-        from drama.jobs import evaluate_run, find_scored
+        from drama.pipeline.jobs import evaluate_run, find_scored
 
         files, evaluation = find_scored(recipe)
         evaluate_run(files, evaluation, _device(device), threads, _backend(backend))
@@ -251,8 +251,8 @@ def verify(
     with stop_at_once():
         import torch
 
-        from drama.artifacts.records import find_records
-        from drama.artifacts.verify import verify as verify_run
+        from drama.pipeline.artifacts.records import find_records
+        from drama.pipeline.artifacts.verify import verify as verify_run
 
         torch.set_num_threads(threads)
         records = find_records(runs)
@@ -277,7 +277,7 @@ def export(
     `drama verify` play with them where the checkpoint is not, and so does `drama.load` in Python.
     """
     with stop_at_once():
-        from drama.artifacts.export import export as export_run
+        from drama.pipeline.artifacts.export import export as export_run
 
         weights, card = export_run(run)
     print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB\n{card}")
@@ -298,8 +298,8 @@ def record(
     them to the run's own record; `dvc push` then carries them to where others can pull them.
     Snakemake gives this command whenever it ends.
     """
-    from drama.artifacts.ledger import NothingToRecord
-    from drama.artifacts.ledger import record as record_runs
+    from drama.pipeline.artifacts.ledger import NothingToRecord
+    from drama.pipeline.artifacts.ledger import record as record_runs
 
     try:
         done = record_runs(results)
@@ -317,7 +317,7 @@ def record(
 @app.command()
 def stages() -> None:
     """Write dvc.yaml out of config/config.yaml, after its games, seeds or preset changed."""
-    from drama.artifacts.stages import DVC_YAML, write_stages
+    from drama.pipeline.artifacts.stages import DVC_YAML, write_stages
 
     print(f"{DVC_YAML}: {write_stages()} stages")
 
@@ -347,7 +347,7 @@ def status(
     """
     from rich.console import Console
 
-    from drama.artifacts.status import planned_results, read_statuses, remarks, table
+    from drama.pipeline.artifacts.status import planned_results, read_statuses, remarks, table
 
     console = Console(highlight=False)
     while True:

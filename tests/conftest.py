@@ -10,7 +10,7 @@ import pytest
 import torch
 from workspace import Workspace, make_workspace
 
-from drama.config import Layer, Preset, load_preset
+from drama.pipeline.config import Layer, Preset, load_preset
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "config" / "presets"

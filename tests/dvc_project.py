@@ -18,10 +18,10 @@ STAGES = 2 + 2 * len(GAMES)
 TRAIN = """
 import sys, torch
 from pathlib import Path
-from drama.jobs import evaluate_run, train_run
-from drama.recipes import plan, read_evaluation_recipe, read_recipe
+from drama.pipeline.jobs import evaluate_run, train_run
+from drama.pipeline.recipes import plan, read_evaluation_recipe, read_recipe
 from drama.report import write_report
-from drama.training.loop import Runtime
+from drama.agent.training.loop import Runtime
 
 planned = plan(Path("config/config.yaml"))
 for run in planned.runs:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drama.evaluation import SCHEMA
+from drama.agent.evaluation import SCHEMA
 from drama.files import canonical_json, sha256_file
 
 

@@ -27,7 +27,7 @@ from measuring import Figure, Machine
 from records import Measured
 from scaling import imagination, memory, parquet, replay, sequence
 
-from drama.config import load_preset
+from drama.pipeline.config import load_preset
 
 CPU = torch.device("cpu")
 MACHINE = Machine("cpu", "Toy, 2 cores", "2.0", "2026-01-31", "abc", 100.0)

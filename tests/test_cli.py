@@ -18,8 +18,8 @@ from workspace import EXPERIMENT, GAME, SEED, Workspace, make_workspace
 
 from drama.cli import main
 from drama.files import canonical_json, sha256_text, write_json, write_parquet
-from drama.recipes import read_recipe
-from drama.runs import locked
+from drama.pipeline.recipes import read_recipe
+from drama.runs.folder import locked
 
 RECIPE = f"results/tiny/recipes/{GAME}/seed{SEED}.json"
 NO_SUCH_GPU = f"cuda:{torch.cuda.device_count()}"

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from drama.agent.settings import Recipe
 from drama.errors import ConfigurationError, reason
-from drama.settings import Recipe
 
 RAW = re.compile(r"Errno|errno|Error|Exception|Arrow|codec|type=|https?:|NoneType|b'")
 DAMAGED = "damaged, or not the Parquet file that it should be"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -21,25 +22,14 @@ LOCKS = ("run", "report", "workflow", "dev")
 CUDA_LOCKS = ("cuda", "kernels")
 HASH = r"--hash=sha256:([0-9a-f]{64})"
 
-# A package imports packages of its own or a lower rank only.
-RANKS = {
-    "errors": 0, "settings": 0, "files": 0, "stopping": 0,
-    "env": 1, "replay": 1, "model": 1, "behaviour": 1,
-    "training": 2,
-    "config": 3, "evaluation": 3, "runs": 3, "history": 3,
-    "recipes": 4, "gpus": 4, "slurm": 4,
-    "artifacts": 5, "report": 5, "jobs": 5, "extensions": 5,
-    "cli": 6,
-}  # fmt: skip
+# The wings and the single files beside them, inner to outer: each imports those before it only.
+WINGS = ("errors", "files", "runs", "agent", "pipeline", "report", "cli")
+# Inside agent/, likewise, but that those of one rank do not know each other.
+AGENT = (("settings",), ("env", "replay", "model"), ("behaviour",), ("training",), ("evaluation",))
 
 
 def modules() -> list[Path]:
     return sorted((ROOT / "drama").rglob("*.py"))
-
-
-def part(module: str) -> str:
-    """Name the first-level part of the package: "drama.model.nets" is in "model"."""
-    return module.split(".")[1] if "." in module else ""
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -56,15 +46,55 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
                 yield node.module, node.lineno
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_inner_rings_never_import_outer_ones(path: Path) -> None:
-    here = path.relative_to(ROOT / "drama").with_suffix("").parts[0]
-    if here == "__init__":
-        return
-    assert here in RANKS, f"{here} has no ring yet: give it one in this test"
-    for name, line in imports(path):
-        if name.split(".")[0] == "drama" and part(name) not in ("", "__version__"):
-            assert RANKS[part(name)] <= RANKS[here], f"{path}:{line}: {here} imports {name}"
+def name_of(path: Path) -> str:
+    """Name a file's module: drama/runs/__init__.py is drama.runs."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def graph() -> dict[str, set[str]]:
+    """Which modules of the project each one imports; names inside a module count as the module."""
+    known = {name_of(path) for path in modules()}
+    arrows: dict[str, set[str]] = {name: set() for name in known}
+    for path in modules():
+        for name, _ in imports(path):
+            target = name if name in known else name.rpartition(".")[0]
+            if target in known - {"drama", name_of(path)}:
+                arrows[name_of(path)].add(target)
+    return arrows
+
+
+def rank(module: str) -> tuple[int, int]:
+    """Say how far out a module lies: its wing, and within the agent its room."""
+    _, wing, *rooms = module.split(".")
+    room = next((i for i, rank in enumerate(AGENT) if wing == "agent" and {*rank} & {*rooms}), 0)
+    return WINGS.index(wing), room
+
+
+def test_wings_import_inward_only() -> None:
+    for module, imported in graph().items():
+        for other in imported if module not in ("drama", "drama.__main__") else ():
+            assert rank(other) <= rank(module), f"{module} imports {other}, which lies further out"
+            if rank(other) == rank(module) and module.startswith("drama.agent."):
+                rooms = module.split(".")[2], other.split(".")[2]
+                assert rooms[0] == rooms[1], f"{module} imports {other}, a room beside it"
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    arrows = {
+        # A package's __init__ knows its modules, and whoever imports one runs it: no circle.
+        module: {other for other in imported if not module.startswith(f"{other}.")}
+        for module, imported in graph().items()
+    }
+    TopologicalSorter(arrows).prepare()
+
+
+def test_the_rules_of_imports_can_be_broken() -> None:
+    assert rank("drama.runs.shards") < rank("drama.agent.settings") < rank("drama.agent.env.base")
+    assert rank("drama.agent.behaviour.agent") < rank("drama.agent.training.loop")
+    assert rank("drama.pipeline.artifacts.ledger") < rank("drama.report") < rank("drama.cli")
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
 def reachable(start: str) -> set[str]:
@@ -92,8 +122,9 @@ def reachable(start: str) -> set[str]:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_planning_and_reporting_need_no_torch(path: Path) -> None:
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    if part(module) in ("report", "recipes", "config"):
+    module = name_of(path)
+    light = ("drama.report", "drama.pipeline.recipes", "drama.pipeline.config")
+    if module.startswith(light):
         assert "torch" not in reachable(module)
 
 
@@ -224,7 +255,7 @@ def test_an_unexplained_key_would_be_found() -> None:
 
 
 def test_the_configuration_names_the_26_games() -> None:
-    from drama.settings import ATARI_100K
+    from drama.agent.settings import ATARI_100K
 
     experiment = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
     assert tuple(experiment["games"]) == ATARI_100K

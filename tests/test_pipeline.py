@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from drama.runs import locked
+from drama.runs.folder import locked
 
 pytestmark = pytest.mark.xdist_group("pipeline")
 
@@ -200,7 +200,7 @@ def test_the_reports_code_touches_the_report_only(project: Project) -> None:
 
 
 def test_words_in_the_models_code_touch_nothing(project: Project) -> None:
-    for path in sorted((project.root / "drama/model").rglob("*.py")):
+    for path in sorted((project.root / "drama/agent/model").rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         assert text.startswith('"""'), f"{path} has no docstring to edit"
         path.write_text(

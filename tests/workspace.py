@@ -97,7 +97,7 @@ class Workspace:
             expected: exit code; negative for the signal it died of.
         """
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["drama.cli", "drama.jobs"])
+        context.set_forkserver_preload(["drama.cli", "drama.pipeline.jobs"])
         output = self.root / "output.txt"
         process = context.Process(
             target=_drama, args=(self.root, arguments, output, moment, file_limit)
@@ -188,7 +188,7 @@ def _drama(
 
 
 def _strike_at_step(moment: AtStep) -> None:
-    from drama.training.loop import Trainer
+    from drama.agent.training.loop import Trainer
 
     usual: Callable[..., None] = Trainer.act_and_store
 

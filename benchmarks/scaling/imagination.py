@@ -16,9 +16,9 @@ import torch
 from measuring import PRESETS, Figure, autocast, take_turns
 from updates import ACTIONS
 
-from drama.behaviour.agent import Agent
-from drama.behaviour.imagination import imagine
-from drama.config import load_preset
+from drama.agent.behaviour.agent import Agent
+from drama.agent.behaviour.imagination import imagine
+from drama.pipeline.config import load_preset
 
 
 @dataclass(frozen=True)

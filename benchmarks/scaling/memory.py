@@ -15,10 +15,11 @@ from tempfile import TemporaryDirectory
 import torch
 from measuring import MIB, PRESETS, Figure, forget_peak, in_fresh_process, peak, resident
 
-from drama.config import load_preset
-from drama.settings import Recipe
-from drama.training.loop import CHECKPOINT, STATUS, Runtime, Trainer
-from drama.training.progress import Reporter, Status
+from drama.agent.settings import Recipe
+from drama.agent.training.loop import Runtime, Trainer
+from drama.pipeline.config import load_preset
+from drama.runs.folder import CHECKPOINT, STATUS
+from drama.runs.progress import Reporter, Status
 from scaling.replay import fill
 
 FINGERPRINT = "benchmark"

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from measuring import PRESETS, ROUNDS, Figure, Timing, take_turns
 
-from drama.config import load_preset
-from drama.env import make
-from drama.replay.buffer import Columns, ReplayBuffer, Transition
-from drama.replay.shards import ROWS_PER_SHARD, ShardWriter, iterate_shards
-from drama.settings import EnvironmentSettings
-from drama.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Runtime, Trainer
+from drama.agent.env import make
+from drama.agent.replay.buffer import ReplayBuffer, Transition
+from drama.agent.settings import EnvironmentSettings
+from drama.agent.training.loop import CHECKPOINT_SECONDS, Runtime, Trainer
+from drama.pipeline.config import load_preset
+from drama.runs.columns import Columns
+from drama.runs.folder import CHECKPOINT
+from drama.runs.shards import ROWS_PER_SHARD, ShardWriter, iterate_shards
 from scaling.memory import new_run
 
 GAMES = ("Pong", "Boxing", "Krull", "KungFuMaster")

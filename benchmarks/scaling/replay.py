@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from measuring import PRESETS, ROUNDS, Figure, Timing, take_turns
 
-from drama.config import load_preset
-from drama.replay.buffer import COLUMN_TYPES, Columns, ReplayBuffer
-from drama.replay.sampling import Sampler
-from drama.replay.tensors import RingTensors
+from drama.agent.replay.buffer import ReplayBuffer
+from drama.agent.replay.sampling import Sampler
+from drama.agent.replay.tensors import RingTensors
+from drama.pipeline.config import load_preset
+from drama.runs.columns import COLUMN_TYPES, Columns
 
 TINY_FRAME = (1, 1, 3)
 ROWS_AT_ONCE = 10_000

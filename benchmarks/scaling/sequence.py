@@ -26,11 +26,11 @@ from measuring import (
     take_turns,
 )
 
-from drama.config import load_preset
-from drama.model.sequence import kernels
-from drama.model.sequence.base import SequenceModel, build
-from drama.settings import SequenceModelSettings, Settings
-from drama.training.optim import LaProp
+from drama.agent.model.sequence import kernels, use_backend
+from drama.agent.model.sequence.base import SequenceModel, build
+from drama.agent.settings import SequenceModelSettings, Settings
+from drama.agent.training.optim import LaProp
+from drama.pipeline.config import load_preset
 
 ACTIONS = 6
 # A block of the transformer or the GRU holds 6 D^2 parameters, one of Mamba-2 a little more; the
@@ -71,7 +71,7 @@ class SequenceUpdate:
         self.model = sequence_model(kind, self.settings).to(device).train()
         # As a run does by default: mamba_ssm's kernels where they load.
         self.backend = kernels.choose("auto", device, sequence_settings(kind, self.settings))
-        kernels.use(self.model, self.backend)
+        use_backend(self.model, self.backend)
         self.optimiser = LaProp(
             dict(self.model.named_parameters()), self.settings.world_model.optimiser
         )

@@ -25,9 +25,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from drama.config import WAYS, Actions, no_plan
+from drama.agent.settings import WAYS, Actions
 from drama.errors import reason
 from drama.files import canonical_json, replacing, write_json
+from drama.pipeline.config import no_plan
 from drama.report.figures import AGGREGATES, count, draw, method_name, typeset
 from drama.report.scores import (
     BOOTSTRAP_REPETITIONS,

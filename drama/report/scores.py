@@ -24,11 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rliable import library, metrics
 
-from drama.artifacts.evaluations import EvaluationDamaged, Played, read_noted
-from drama.config import Actions, no_plan
+from drama.agent.settings import Actions
 from drama.errors import DramaError, reason
 from drama.files import sha256_file
-from drama.history import earlier_run, noted_evaluation
+from drama.pipeline.artifacts.evaluations import EvaluationDamaged, Played, read_noted
+from drama.pipeline.config import no_plan
+from drama.pipeline.history import earlier_run, noted_evaluation
 
 FORMAT = 1
 PROTOCOL_STEPS = 100_000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from test_pipeline import EXPERIMENT, Project, copy_sources
 
-from drama.artifacts.image import note_of
+from drama.pipeline.artifacts.image import note_of
 
 ADAPTED = {"slurm_partition": "gpu", "slurm_account": "testing", "gpu_model": "h200"}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from test_pipeline import ROOT
 
-from drama.artifacts.image import ImageMissing, require_image
+from drama.pipeline.artifacts.image import ImageMissing, require_image
 
 HERE = Path(__file__).parent
 CACHE = ROOT / "build" / "cluster"

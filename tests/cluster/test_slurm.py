@@ -18,8 +18,8 @@ import pytest
 from adapted import cluster_project
 from test_pipeline import NOTHING, Project
 
-from drama.artifacts.image import note_of
-from drama.runs import RunBusy, locked
+from drama.pipeline.artifacts.image import note_of
+from drama.runs.folder import RunBusy, locked
 
 GAMES = ("Boxing", "Pong")
 SEEDS = (0, 1)

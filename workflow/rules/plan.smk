@@ -9,10 +9,10 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
-from drama import gpus
-from drama.artifacts.image import require_image, variant_for
+from drama.pipeline import gpus
+from drama.pipeline.artifacts.image import require_image, variant_for
 from drama.errors import ConfigurationError
-from drama.recipes import plan
+from drama.pipeline.recipes import plan
 
 
 def listed(value):

@@ -7,7 +7,7 @@
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 if ExecutorPluginRegistry().is_installed("slurm"):
-    from drama import slurm
+    from drama.pipeline import slurm
 
     slurm.use()
 

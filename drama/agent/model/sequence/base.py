@@ -1,0 +1,115 @@
+"""What every sequence model shares: stem, residual blocks, norms; and how to add one.
+
+A block is one or more sub-layers, each pre-norm and residual around a *mixer*, the part that
+differs between sequence models. To add one, write a `Mixer` in a file of its own and name it in the
+package's table, `BLOCKS`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from drama.agent.model.nets import RMSNorm
+from drama.agent.settings import SequenceModelSettings
+
+State = dict[str, Tensor]
+"""What a mixer carries from step to step: named tensors, batch first."""
+
+
+class Mixer(nn.Module, ABC):
+    """Mixes information along time inside a block."""
+
+    @abstractmethod
+    def initial_state(self, batch: int, device: torch.device) -> State:
+        """Return the state before the first step, batch first."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Run over a whole sequence at once.
+
+        Args:
+            x: [B, L, D].
+            state: what an earlier call returned, to go on from there; by default the start.
+
+        Returns:
+            Output [B, L, D] and the state after the last step.
+        """
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one step: x [B, D] and a state to output [B, D] and the next state.
+
+        A sequence of length one, where a mixer has no cheaper way.
+        """
+        output, state = self(x.unsqueeze(1), state)
+        return output.squeeze(1), state
+
+    def output_projections(self) -> list[nn.Linear]:
+        """Return the layers that write into the residual stream; their scale falls with depth."""
+        return []
+
+
+class SequenceModel(nn.Module):
+    """Stem, residual blocks around mixers, final norm.
+
+    Args:
+        inputs: width of one step's input, Z + A.
+        settings: width, number of blocks, dropout.
+        mixers: in order; each gets its own norm and residual.
+    """
+
+    def __init__(self, inputs: int, settings: SequenceModelSettings, mixers: list[Mixer]) -> None:
+        super().__init__()
+        width = settings.width
+        self.width = width
+        projection = nn.Linear(inputs, width)
+        nn.init.zeros_(projection.bias)
+        self.stem = nn.Sequential(projection, RMSNorm(width), nn.SiLU())
+        self.norms = nn.ModuleList(RMSNorm(width) for _ in mixers)
+        self.mixers = nn.ModuleList(mixers)
+        self.final_norm = RMSNorm(width)
+        self.dropout = nn.Dropout(settings.dropout)
+        for mixer in mixers:
+            for output in mixer.output_projections():
+                with torch.no_grad():
+                    output.weight /= math.sqrt(len(mixers))
+
+    def forward(self, x: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """Run over a whole sequence at once.
+
+        Args:
+            x: latents and one-hot actions [B, L, Z + A].
+            states: one per block, as returned by an earlier call; by default the start.
+
+        Returns:
+            d [B, L, D] and the states after the last step.
+        """
+        residual = self.dropout(self.stem(x)).float()  # [B, L, D]
+        after: list[State] = []
+        for index, (norm, mixer) in enumerate(zip(self.norms, self.mixers, strict=True)):
+            mixed, state = mixer(norm(residual), states[index] if states else None)
+            residual = residual + self.dropout(mixed).float()
+            after.append(state)
+        return self.final_norm(residual), after
+
+    def step(self, x: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
+        """Run one step: x [B, Z + A] and one state per block to d [B, D] and the next states."""
+        residual = self.dropout(self.stem(x)).float()  # [B, D]
+        after: list[State] = []
+        for norm, mixer, state in zip(self.norms, self.mixers, states, strict=True):
+            assert isinstance(mixer, Mixer)
+            mixed, state = mixer.step(norm(residual), state)
+            residual = residual + self.dropout(mixed).float()
+            after.append(state)
+        return self.final_norm(residual), after
+
+    def initial_states(self, batch: int, device: torch.device) -> list[State]:
+        """Return the states before the first step, one per block, batch first."""
+        states: list[State] = []
+        for mixer in self.mixers:
+            assert isinstance(mixer, Mixer)
+            states.append(mixer.initial_state(batch, device))
+        return states

@@ -1,0 +1,176 @@
+"""Mamba (Gu & Dao 2023) in plain PyTorch: a selective state-space model with diagonal A.
+
+Per channel e, with N states of their own decay rates A < 0 and a step size dt_t > 0:
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t        h [N]
+    y_t = C_t h_t + D x_t
+
+Parameters carry the names and shapes of `mamba_ssm.modules.mamba_simple.Mamba`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from drama.agent.model.sequence.base import Mixer, State
+from drama.agent.model.sequence.mamba2 import DT_FLOOR, DT_RANGE
+from drama.agent.settings import SequenceModelSettings
+
+CHANNELS_PER_RANK = 16
+"""Step sizes come from a projection of rank D / 16, the authors' default."""
+
+
+def selective_scan(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor, chunk_length: int
+) -> tuple[Tensor, Tensor]:
+    """Compute the recurrence h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t, y_t = C_t h_t in chunks.
+
+    The chunks walk side by side, the first from `state`, the others from zeros; then one state is
+    carried from chunk to chunk, and its share is added to the outputs: L = G Q steps in 2 Q + G
+    strides. One chunk is a plain loop. Decays are multiplied, never divided by, so nothing
+    overflows.
+
+    Args:
+        x: inputs [B, L, E].
+        dt: step sizes [B, L, E], positive.
+        a: decay rates [E, N], negative.
+        b: input projections [B, L, N], shared by the channels.
+        c: output projections [B, L, N], shared by the channels.
+        state: h before the first step [B, E, N].
+        chunk_length: steps per chunk at most, at least 1; L need not be a multiple.
+
+    Returns:
+        y [B, L, E] and h after the last step [B, E, N].
+    """
+    length = x.shape[1]
+    chunks = math.ceil(length / chunk_length)  # G
+    steps = math.ceil(length / chunks)  # Q
+    # Steps of size zero at the end leave the state as it is.
+    padding = (0, 0, 0, chunks * steps - length)
+    x, dt, b, c = (F.pad(part, padding).unflatten(1, (chunks, steps)) for part in (x, dt, b, c))
+    h = F.pad(state.unsqueeze(1), (0, 0, 0, 0, 0, chunks - 1))  # [B, G, E, N]
+    outputs: list[Tensor] = []  # each [B, G, E]
+    strides = zip((dt * x).unbind(2), dt.unbind(2), b.unbind(2), c.unbind(2), strict=True)
+    for input_t, dt_t, b_t, c_t in strides:
+        h = torch.exp(dt_t.unsqueeze(-1) * a) * h + input_t.unsqueeze(-1) * b_t.unsqueeze(-2)
+        outputs.append((h * c_t.unsqueeze(-2)).sum(-1))
+    y = torch.stack(outputs, 2)  # [B, G, Q, E]
+    state = h[:, 0]
+    if chunks > 1:
+        carried, state = _carry(dt[:, 1:], a, c[:, 1:], h)
+        y = torch.cat([y[:, :1], y[:, 1:] + carried], 1)
+    return y.flatten(1, 2)[:, :length], state
+
+
+def _carry(dt: Tensor, a: Tensor, c: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Carry the state from chunk to chunk.
+
+    Args:
+        dt: step sizes of all chunks but the first [B, G - 1, Q, E].
+        a: decay rates [E, N].
+        c: output projections of all chunks but the first [B, G - 1, Q, N].
+        ends: h at each chunk's end, had all but the first begun with zeros [B, G, E, N].
+
+    Returns:
+        What the carried states add to y [B, G - 1, Q, E], and h after the last chunk [B, E, N].
+    """
+    since = dt.cumsum(2)  # A times this is the logarithm of what is left of the chunk's first h
+    kept = torch.exp(since[:, :, -1].unsqueeze(-1) * a)  # [B, G - 1, E, N]
+    state, *alone = ends.unbind(1)
+    starts: list[Tensor] = []  # each [B, E, N]
+    for kept_of_start, added in zip(kept.unbind(1), alone, strict=True):
+        starts.append(state)
+        state = kept_of_start * state + added
+    start = torch.stack(starts, 1)  # [B, G - 1, E, N]
+    outputs = [
+        (torch.exp(since_t.unsqueeze(-1) * a) * start * c_t.unsqueeze(-2)).sum(-1)
+        for since_t, c_t in zip(since.unbind(2), c.unbind(2), strict=True)
+    ]  # each [B, G - 1, E]
+    return torch.stack(outputs, 2), state
+
+
+class Mamba(Mixer):
+    """A Mamba mixer: projection, causal convolution, selective scan, gate, projection.
+
+    Args:
+        settings: width D, expand, state_size N, convolution_width, chunk_length.
+    """
+
+    def __init__(self, settings: SequenceModelSettings) -> None:
+        super().__init__()
+        width = settings.width
+        self.inner = settings.expand * width  # E
+        self.state_size = settings.state_size
+        self.rank = math.ceil(width / CHANNELS_PER_RANK)
+        self.chunk_length = settings.chunk_length
+        self.memory = settings.convolution_width - 1
+        self.in_proj = nn.Linear(width, 2 * self.inner, bias=False)
+        self.conv1d = nn.Conv1d(
+            self.inner, self.inner, settings.convolution_width, groups=self.inner
+        )
+        self.x_proj = nn.Linear(self.inner, self.rank + 2 * self.state_size, bias=False)
+        self.dt_proj = nn.Linear(self.rank, self.inner)
+        nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+        low, high = map(math.log, DT_RANGE)
+        dt = torch.exp(torch.rand(self.inner) * (high - low) + low).clamp(min=DT_FLOOR)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(bias) = dt
+        rates = torch.arange(1, self.state_size + 1).float()  # S4D-Real: A = -1, -2, ..., -N
+        self.A_log = nn.Parameter(rates.log().repeat(self.inner, 1))
+        self.D = nn.Parameter(torch.ones(self.inner))
+        self.out_proj = nn.Linear(self.inner, width, bias=False)
+
+    def output_projections(self) -> list[nn.Linear]:
+        """Return the projection into the residual stream."""
+        return [self.out_proj]
+
+    def initial_state(self, batch: int, device: torch.device) -> State:
+        """Return zeros: `convolution` [B, W - 1, E] and `scan` [B, E, N]."""
+        return {
+            "convolution": torch.zeros(batch, self.memory, self.inner, device=device),
+            "scan": torch.zeros(batch, self.inner, self.state_size, device=device),
+        }
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Run over a whole sequence [B, L, D]; see `Mixer.forward`."""
+        state = state or self.initial_state(x.shape[0], x.device)
+        raw, gate = self.in_proj(x).chunk(2, -1)  # [B, L, E]
+        history = torch.cat([state["convolution"].to(raw.dtype), raw], 1)  # [B, W - 1 + L, E]
+        inputs = F.silu(self.conv1d(history.transpose(1, 2)).transpose(1, 2))  # [B, L, E]
+        dt, b, c = self._select(inputs)
+        # The scan sums many small terms: float32 also under autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            inputs = inputs.float()
+            y, scan = selective_scan(
+                inputs, dt, self._decay_rates(), b, c, state["scan"], self.chunk_length
+            )
+            y = y + self.D * inputs  # [B, L, E]
+        output = self.out_proj(y * F.silu(gate))
+        return output, {"convolution": history[:, -self.memory :].float(), "scan": scan}
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one step: x [B, D] and the state to output [B, D] and the next state."""
+        raw, gate = self.in_proj(x).chunk(2, -1)  # [B, E]
+        history = torch.cat([state["convolution"], raw.float().unsqueeze(1)], 1)  # [B, W, E]
+        convolved = torch.einsum("bwe,ew->be", history, self.conv1d.weight.squeeze(1).float())
+        assert self.conv1d.bias is not None
+        inputs = F.silu(convolved + self.conv1d.bias)  # [B, E]
+        dt, b, c = self._select(inputs)
+        decay = torch.exp(dt.unsqueeze(-1) * self._decay_rates())  # [B, E, N]
+        scan = decay * state["scan"] + (dt * inputs).unsqueeze(-1) * b.unsqueeze(-2)
+        y = (scan * c.unsqueeze(-2)).sum(-1) + self.D * inputs  # [B, E]
+        return self.out_proj(y * F.silu(gate)), {"convolution": history[:, 1:], "scan": scan}
+
+    def _select(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return step sizes [..., E], B [..., N] and C [..., N], float32, from inputs [..., E]."""
+        sizes = [self.rank, self.state_size, self.state_size]
+        low_rank, b, c = self.x_proj(inputs).split(sizes, -1)
+        return F.softplus(self.dt_proj(low_rank).float()), b.float(), c.float()
+
+    def _decay_rates(self) -> Tensor:
+        """Return A [E, N], negative."""
+        return -self.A_log.float().exp()

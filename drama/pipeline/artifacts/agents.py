@@ -1,0 +1,112 @@
+"""A recorded run's agent, ready to play: from its checkpoint, or from its weights without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from drama.agent.behaviour.agent import Agent
+from drama.agent.evaluation import Episode, build_agent, play
+from drama.agent.settings import Recipe
+from drama.errors import ConfigurationError
+from drama.pipeline import history
+from drama.pipeline.artifacts.records import OtherCode, RecordedRun, find_record, read_record
+from drama.pipeline.artifacts.weights import (
+    WeightsError,
+    other_tensors,
+    read_weights,
+    read_weights_of,
+    shapes_of,
+    weights_path,
+)
+from drama.runs.checkpoint import load_checkpoint
+from drama.runs.folder import CHECKPOINT
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained agent and what it was trained on; its text names the run and the file.
+
+    Attributes:
+        agent: in evaluation mode.
+        recipe: game, seed and every setting of the run.
+        fingerprint: the run's, in full.
+        source: the file that the agent was read from.
+    """
+
+    agent: Agent = field(repr=False)
+    recipe: Recipe = field(repr=False)
+    fingerprint: str
+    source: Path
+
+    def play(self, episodes: int = 1) -> list[Episode]:
+        """Play the first episodes of an evaluation, greedily, with their own seeds.
+
+        Returns:
+            The episodes, each with its return, its length and whether it was cut off.
+        """
+        asked = {"episodes": episodes, "environments": 1}
+        settings = history.read_evaluation_settings(asked, "LoadedRun.play")
+        return play(self.agent, self.recipe, settings)
+
+
+def load(place: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
+    """Load a trained agent.
+
+    Args:
+        place: a weights file, a run's folder, its record or its recipe.
+        device: where the agent is to lie.
+
+    Raises:
+        ConfigurationError: when there is no whole run, or no such device.
+        WeightsError, Damaged, CheckpointError: when a file is missing or not what it was.
+        OtherCode: when today's code builds another agent from the run's recipe.
+    """
+    place, device = Path(place), _usable(device)
+    if place.suffix == ".safetensors":
+        weights = read_weights(place)
+        fingerprint = weights.metadata.fingerprint
+        return LoadedRun(weights.agent(device), weights.recipe, fingerprint, place)
+    run = read_record(find_record(place))
+    agent, source = agent_of(run, device)
+    return LoadedRun(agent, run.recipe, run.fingerprint, source)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # unknown, or not of this build
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"device {str(device)!r}: cannot be used here: {reason}") from None
+
+
+def agent_of(run: RecordedRun, device: torch.device) -> tuple[Agent, Path]:
+    """Load a whole run's agent, in evaluation mode, and say which file it is from.
+
+    Raises:
+        WeightsError: when neither checkpoint nor weights are here, or the weights do not hold.
+        CheckpointError: when the checkpoint is damaged or another run's.
+        OtherCode: when today's code builds another agent from the run's recipe.
+    """
+    checkpoint = run.folder / CHECKPOINT
+    weights = weights_path(run.folder, run.fingerprint)
+    if not checkpoint.exists():
+        if not weights.exists():
+            raise WeightsError(
+                f"{run.folder}: neither {CHECKPOINT} nor {weights.name} is here; "
+                f"`dvc pull {run.stage}` where DVC keeps them"
+            )
+        return read_weights_of(run).agent(device), weights
+    state = load_checkpoint(checkpoint, run.fingerprint)["agent"]
+    try:
+        return build_agent(run.recipe, state, device), checkpoint
+    except RuntimeError as error:  # of tensors that do not fit
+        problem = other_tensors(run.recipe, shapes_of(state))
+        if problem is None:
+            raise
+        raise OtherCode(
+            f"{checkpoint}: not the tensors of the agent that today's code builds from the run's "
+            f"recipe: {problem}. The code of commit {run.commit} may build it"
+        ) from error

@@ -1,0 +1,118 @@
+"""The container image: which file today's versions ask for, and which one this process runs in.
+
+An image's name holds the hash of what it is built from: the versions that its lock files pin and
+containers/drama.def. The project's own code is not in it, so a change of code needs no new image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from drama.errors import ConfigurationError
+from drama.files import sha256_text
+from drama.pipeline.recipes import lock_hash
+from drama.runs.folder import SHORT
+
+Variant = Literal["cuda", "cpu"]
+
+IMAGES = Path("containers/images")
+DEFINITION = Path("containers/drama.def")
+LOCKS: dict[Variant, tuple[str, ...]] = {
+    "cuda": ("run", "report", "cuda", "kernels"),
+    "cpu": ("run", "report", "cuda"),
+}
+COMMANDS: dict[Variant, str] = {"cuda": "make container", "cpu": "make container VARIANT=cpu"}
+
+
+class ImageMissing(ConfigurationError):
+    """Jobs are to run in an image that is not there, or is of other versions."""
+
+
+def variant_for(device: str) -> Variant:
+    """Return which image jobs need: only `device: cpu` does without CUDA."""
+    return "cpu" if device == "cpu" else "cuda"
+
+
+def image_hash(variant: Variant) -> str:
+    """Return the hash of what an image is built from; hashes of files and comments do not count.
+
+    Raises:
+        ConfigurationError: outside the project's root.
+    """
+    parts = [lock_hash(Path(f"containers/{name}.lock")) for name in LOCKS[variant]]
+    try:
+        definition = DEFINITION.read_text(encoding="utf-8")
+    except OSError:
+        raise ConfigurationError(
+            f"{DEFINITION}: not found; run this from the project's root"
+        ) from None
+    return sha256_text("\n".join([variant, *parts, definition]))
+
+
+def current_image(variant: Variant) -> Path:
+    """Return the file that today's versions ask for, whether it is there or not."""
+    suffix = "-cpu" if variant == "cpu" else ""
+    return IMAGES / f"drama-{image_hash(variant)[:SHORT]}{suffix}.sif"
+
+
+def note_of(image: Path) -> Path:
+    """Return the file beside an image that says what the image is: its SHA-256, size, variant."""
+    return image.with_suffix(".json")
+
+
+def require_image(variant: Variant) -> Path:
+    """Return today's image.
+
+    Raises:
+        ImageMissing: when it is not there, or not as it was built; says what builds it.
+    """
+    path, command = current_image(variant), COMMANDS[variant]
+    try:
+        expected = json.loads(note_of(path).read_text(encoding="utf-8"))["bytes"]
+        found = path.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ImageMissing(
+            f"{path}: jobs are to run in this image, and it is not there{_stale(path, variant)}. "
+            f"`{command}` builds it"
+        ) from None
+    if found != expected:
+        raise ImageMissing(
+            f"{path}: damaged, {found} bytes where {expected} were built. Delete it, then "
+            f"`{command}` builds it again"
+        )
+    return path
+
+
+def _stale(wanted: Path, variant: Variant) -> str:
+    """Name the images of the same variant that were built for other versions."""
+    others = sorted(
+        path.name
+        for path in wanted.parent.glob("drama-*.sif")
+        if path.name.endswith("-cpu.sif") == (variant == "cpu") and path != wanted
+    )
+    if not others:
+        return ""
+    built = "was built" if len(others) == 1 else "were built"
+    return (
+        f"; {', '.join(others)} {built} for other versions: the lock files or {DEFINITION} "
+        "have changed since"
+    )
+
+
+def running_digest() -> str | None:
+    """Return the SHA-256 of the image that this process runs in.
+
+    Returns:
+        None outside a container, and in one that `make container` did not build.
+    """
+    container = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
+    if not container:
+        return None
+    try:
+        note = json.loads(note_of(Path(container)).read_text(encoding="utf-8"))
+        return str(note["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

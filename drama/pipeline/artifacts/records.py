@@ -1,0 +1,206 @@
+"""What a whole run left in its folder, read back: its record and its evaluations.
+
+Runs of any age are read: settings that they could not have known are filled in
+(`drama.pipeline.history`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from drama.agent.settings import Count, NonNegative, Recipe
+from drama.errors import ConfigurationError, DramaError, reason
+from drama.files import canonical_json, sha256_text
+from drama.pipeline import history
+from drama.pipeline.artifacts.evaluations import Evaluation, EvaluationDamaged, read_noted
+from drama.pipeline.artifacts.stages import EXPERIMENT, results_folder
+from drama.pipeline.config import load_experiment
+from drama.runs.folder import CHECKPOINT, SHORT, SUPERSEDED
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Damaged(DramaError):
+    """A record, or a file that it names, is not what it was."""
+
+
+class OtherCode(DramaError):
+    """A run that today's code cannot make sense of, though nothing is damaged."""
+
+
+class Artifact(BaseModel):
+    """A file of a run: its path in the run's folder, its checksum and its size."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    path: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=200)]
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Record(BaseModel):
+    """What run-<fingerprint>.json says; keys that later versions may add are passed over."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    format: Literal[1]
+    fingerprint: Sha256
+    recipe: dict[str, Any]
+    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=100_000)]
+    versions: dict[str, str]
+    device: str
+    backend: str = "torch"  # the only one before it was recorded
+    wall_seconds: NonNegative
+    steps: Count
+    git_commit: str | None
+    finished: str
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A whole run.
+
+    Attributes:
+        path: its record.
+        record: what that says.
+        recipe: the recorded recipe, as today's code understands it.
+    """
+
+    path: Path
+    record: Record
+    recipe: Recipe
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files lie."""
+        return self.path.parent
+
+    @property
+    def fingerprint(self) -> str:
+        """The run's fingerprint, in full."""
+        return self.record.fingerprint
+
+    @property
+    def checkpoint(self) -> Artifact:
+        """The checkpoint, as it was recorded."""
+        return next(item for item in self.record.artifacts if item.path == CHECKPOINT)
+
+    @property
+    def commit(self) -> str:
+        """The commit that the run was made at, for people: shortened."""
+        return (self.record.git_commit or "unknown")[:12]
+
+    @property
+    def stage(self) -> str:
+        """What DVC calls the making of the run, such as train@Pong-0."""
+        return f"train@{self.recipe.game}-{self.recipe.seed}"
+
+    @property
+    def remedy(self) -> str:
+        """What brings back the run's large files, for people."""
+        if self.recipe.ancestor is not None:  # in results of its own, unknown to dvc.yaml
+            return "put back a copy"
+        return f"`dvc pull {self.stage}`"
+
+
+def find_records(places: Sequence[Path] | None = None) -> list[Path]:
+    """Return the records of all whole runs at or below the given places.
+
+    Args:
+        places: recipes, records, or folders of any level from a run's to `results`; by default
+            the results that config/config.yaml names.
+
+    Raises:
+        ConfigurationError: when a place holds no whole run.
+    """
+    if not places:
+        places = [Path(results_folder(load_experiment(EXPERIMENT)))]
+    return [record for place in places for record in _records_at(place)]
+
+
+def find_record(place: Path) -> Path:
+    """Return the record of the one whole run that a recipe, a record or a folder stands for.
+
+    Raises:
+        ConfigurationError: when there is none, or more than one.
+    """
+    found = find_records([place])
+    if len(found) > 1:
+        raise ConfigurationError(f"{place}: {len(found)} whole runs there. Name one run's folder")
+    return found[0]
+
+
+def _records_at(place: Path) -> list[Path]:
+    if place.is_file() and place.match("run-*.json"):
+        return [place]
+    folder = place
+    if place.suffix == ".json":  # results/<preset>/recipes/<Game>/seed<k>.json
+        folder = place.parent.parent.parent / "runs" / place.parent.name / place.stem
+    found = [
+        path
+        for path in sorted(folder.rglob("run-*.json"))
+        if SUPERSEDED not in path.relative_to(folder).parts
+    ]
+    if not found:
+        what = "no whole run there" if place.exists() else "not found"
+        raise ConfigurationError(
+            f"{place}: {what}. Name a recipe, a run's folder or a preset's results, "
+            "such as results/xs"
+        )
+    return found
+
+
+def read_record(path: Path) -> RecordedRun:
+    """Read a whole run's record.
+
+    Raises:
+        Damaged: when it is not one, or not this run's.
+        OtherCode: when its recipe says what today's code does not know.
+    """
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+        fingerprint = sha256_text(canonical_json(record.recipe))
+    except (OSError, ValueError, RecursionError) as error:  # ValidationError is a ValueError
+        raise Damaged(
+            f"{path.name} cannot be read ({reason(error)}); `git checkout` brings it back"
+        ) from None
+    if not fingerprint == record.fingerprint or path.stem != f"run-{fingerprint[:SHORT]}":
+        raise Damaged(
+            f"{path.name} says {record.fingerprint[:SHORT]}, but its recipe's fingerprint is "
+            f"{fingerprint[:SHORT]}; `git checkout` brings it back"
+        )
+    if CHECKPOINT not in {item.path for item in record.artifacts}:
+        raise Damaged(f"{path.name} lists no {CHECKPOINT}; `git checkout` brings it back")
+    try:
+        recipe = history.read_recipe(record.recipe, path.name)
+    except ConfigurationError as error:
+        raise OtherCode(
+            f"{error}. Today's code does not know this; the code of commit "
+            f"{record.git_commit or 'unknown'} does"
+        ) from None
+    return RecordedRun(path, record, recipe)
+
+
+def evaluations_of(run: RecordedRun) -> list[Evaluation]:
+    """Read all evaluations that lie in a run's folder.
+
+    Raises:
+        Damaged: when one cannot be read or is another run's.
+    """
+    paths = sorted(run.folder.glob("evaluation-*.parquet"))
+    return [_read_evaluation(path, run.fingerprint) for path in paths]
+
+
+def _read_evaluation(path: Path, fingerprint: str) -> Evaluation:
+    try:
+        evaluation = read_noted(path)
+    except EvaluationDamaged as error:
+        raise Damaged(f"{error}, or `git checkout` brings it back") from None
+    if evaluation.run != fingerprint:
+        raise Damaged(f"{path.name} is not this run's evaluation; `git checkout` brings it back")
+    return evaluation

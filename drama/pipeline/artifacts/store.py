@@ -1,0 +1,102 @@
+"""Fetching one file of a run from DVC's cache or its remote, when a job needs it.
+
+Unlike `dvc pull` this takes none of DVC's locks and writes nothing of DVC's, so that jobs on many
+machines can do it side by side.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from drama.errors import DramaError
+from drama.files import replacing, sha256_file
+from drama.pipeline.artifacts.entries import CACHE, read_artifacts
+from drama.pipeline.artifacts.lockfile import LOCK, read_ledger
+
+
+class NotFetched(DramaError):
+    """A file that is neither here nor to be had."""
+
+
+def fetch(record: Path, name: str, stage: str) -> str:
+    """Bring a run's file back that dvc.lock names, and hold it to the run's own checksum.
+
+    Args:
+        record: the run's run-<fingerprint>.json, from the project's root.
+        name: the file's, in the run's folder.
+        stage: the stage that made it, such as train@Pong-0.
+
+    Returns:
+        Where it came from.
+
+    Raises:
+        NotFetched: when there is no such file, or one with other bytes; nothing is written then.
+    """
+    path = record.with_name(name)
+    sha256 = next((item.sha256 for item in read_artifacts(record) if item.path == name), "")
+    md5 = _recorded(path, stage)
+    cached = CACHE / md5[:2] / md5[2:]
+    damaged = ""
+    if cached.is_file():
+        if sha256_file(cached) == sha256:
+            with replacing(path) as temporary:
+                shutil.copyfile(cached, temporary)
+            return str(CACHE)
+        damaged = f"{cached} is damaged: its bytes are not those that the run recorded; remove it. "
+    if find_spec("dvc") is None:
+        raise NotFetched(
+            f"{path}: not here. {damaged}DVC, which could fetch it, is not installed here either: "
+            f"`dvc pull {stage}` where it is"
+        )
+    return _download(path, md5, sha256, stage, damaged)
+
+
+def _recorded(path: Path, stage: str) -> str:
+    """Return a file's MD5, by which DVC finds it."""
+    ledger = read_ledger()
+    for entries in (ledger.entries, *(ledger.older if ledger.damage else ())):
+        for out in entries.get(stage, {}).get("outs") or ():
+            if out["path"] == path.as_posix():
+                return str(out["md5"])
+    reason = ledger.damage or "it does not name this file"
+    raise NotFetched(
+        f"{path}: not here, and not to be found by {LOCK}: {reason}. Put back {LOCK} from git, or "
+        "give `drama record` and `dvc push` where the run was trained. A run that is not kept in "
+        "DVC can only be trained anew, with its folder moved away"
+    )
+
+
+def _download(path: Path, md5: str, sha256: str, stage: str, damaged: str) -> str:
+    from dvc.repo import Repo
+
+    where, source = "DVC's remote", "?"
+    try:
+        with Repo() as repository:
+            remote: Any = repository.cloud.get_remote()
+            where = f"remote {remote.name!r} ({remote.odb.fs.unstrip_protocol(remote.odb.path)})"
+            source = remote.odb.oid_to_path(md5)
+            with replacing(path) as temporary:
+                remote.odb.fs.get_file(source, str(temporary))
+                if sha256_file(temporary) != sha256:
+                    raise NotFetched(
+                        f"{path}: damaged in {where}: the bytes of {source} are not those that "
+                        f"the run recorded. {damaged}Remove that file there and give "
+                        f"`dvc push {stage}` where a good copy is"
+                    )
+    except NotFetched:
+        raise
+    except FileNotFoundError:
+        raise NotFetched(
+            f"{path}: neither here nor in {where}, where it would be {source}. {damaged}"
+            f"Give `dvc push {stage}` where the run was trained"
+        ) from None
+    except Exception as error:  # each kind of remote has a library with errors of its own
+        said = getattr(error, "strerror", None) or error  # without the system's number
+        raise NotFetched(
+            f"{path}: not here, and DVC cannot fetch it: {said}. {damaged}When that is mended, "
+            f"give the same command again, or `dvc pull {stage}`"
+        ) from error
+    return where

@@ -1,0 +1,232 @@
+"""Does a recorded run still hold: are its files intact, does its score come out again?
+
+Both are asked of the run's own record. The files' checksums are held to those that
+run-<fingerprint>.json names. Then the checkpoint, or where that is not here the exported weights,
+plays the recorded evaluations again, with their seeds and settings and today's code, and every
+episode is held to its row, the hash of all that was seen, done and got in it included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from drama.agent.behaviour.agent import Agent
+from drama.agent.evaluation import Episode, play
+from drama.agent.model.sequence import kernels, use_backend
+from drama.errors import DramaError
+from drama.files import sha256_file, sha256_text
+from drama.pipeline.artifacts.agents import agent_of
+from drama.pipeline.artifacts.evaluations import Evaluation
+from drama.pipeline.artifacts.records import (
+    Damaged,
+    OtherCode,
+    RecordedRun,
+    evaluations_of,
+    read_record,
+)
+from drama.pipeline.artifacts.weights import read_weights_of, same_tensors, weights_path
+from drama.pipeline.jobs import device_name
+from drama.pipeline.recipes import EVALUATION_CODE, RUN_CODE, code_hash, evaluation_text
+from drama.runs.checkpoint import load_checkpoint
+from drama.runs.folder import CHECKPOINT, REPLAY, versions
+
+
+class Missing(DramaError):
+    """Files that a record names are not here."""
+
+
+class Finding(IntEnum):
+    """What came of verifying, from best to worst."""
+
+    VERIFIED = 0  # every file that had to be here, and every episode that was asked for
+    SIMILAR = 1  # likewise; played on something else, where equality cannot be asked for
+    INTACT = 2  # likewise; no score was played
+    EARLIER = 3  # likewise; today's code plays another score, or cannot play, earlier code may
+    MISSING = 4  # files are not here; those that are here hold
+    DIFFERENT = 5  # every file; another score, with the same code on the same kind of device
+    DAMAGED = 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of verifying one run, and the words for it."""
+
+    finding: Finding
+    text: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether all that was asked for was checked, and nothing speaks against the run."""
+        return self.finding <= Finding.INTACT
+
+
+def verify(
+    record: Path, device: torch.device, *, play_again: bool = True, episodes: int | None = None
+) -> Verdict:
+    """Verify one run; nothing is written.
+
+    Args:
+        record: its run-<fingerprint>.json.
+        device: to play on. On the kind of device the score was made on, every episode has to
+            come out exactly.
+        play_again: whether to play the evaluations again or to check files only.
+        episodes: how many of each evaluation to play, its first ones; all by default.
+    """
+    files = ""
+    try:
+        run = read_record(record)
+        absent = _check_artifacts(run)
+        files = _say_files(run, absent)
+        evaluations = evaluations_of(run)
+        if not play_again:
+            return Verdict(Finding.INTACT, f"{files}; no score was played")
+        if not evaluations:
+            _require(run, absent)
+            return Verdict(Finding.INTACT, f"{files}; no score is recorded")
+        agent, _ = agent_of(run, device)
+        verdicts = [_play(evaluation, run, agent, device, episodes) for evaluation in evaluations]
+    except Missing as error:
+        return Verdict(Finding.MISSING, str(error))
+    except OtherCode as error:
+        return Verdict(Finding.EARLIER, "; ".join(filter(None, (files, str(error)))))
+    except DramaError as error:
+        return Verdict(Finding.DAMAGED, str(error))
+    finding = max(verdict.finding for verdict in verdicts)
+    return Verdict(finding, "; ".join([files, *(verdict.text for verdict in verdicts)]))
+
+
+def _check_artifacts(run: RecordedRun) -> list[str]:
+    """Hold every listed file that is here to its size and checksum, and the weights to the record.
+
+    Returns:
+        The files that are not here, and need not be because the weights are.
+    """
+    missing, changed = [], []
+    for item in run.record.artifacts:
+        path = run.folder / item.path
+        if not path.is_file():
+            missing.append(item.path)
+        elif path.stat().st_size != item.bytes or sha256_file(path) != item.sha256:
+            changed.append(item.path)
+    if changed:
+        raise Damaged(
+            f"not the recorded bytes: {_few(changed)}; remove them, then {run.remedy}, "
+            "or `git checkout` for what git keeps"
+        )
+    _require(run, [name for name in missing if not _is_large(name)])
+    if not weights_path(run.folder, run.fingerprint).exists():
+        _require(run, missing)
+        return []
+    weights = read_weights_of(run)
+    if CHECKPOINT not in missing:
+        state = load_checkpoint(run.folder / CHECKPOINT, run.fingerprint)["agent"]
+        if not same_tensors(weights.tensors, state):
+            raise Damaged(f"{weights.path.name} is not what {CHECKPOINT} holds; export it anew")
+    return missing
+
+
+def _is_large(name: str) -> bool:
+    """Say whether a file is one of those that git does not keep."""
+    return name == CHECKPOINT or name.startswith(f"{REPLAY}/")
+
+
+def _require(run: RecordedRun, missing: Sequence[str]) -> None:
+    if missing:
+        raise Missing(f"not here: {_few(missing)}; {run.remedy} where DVC keeps them")
+
+
+def _say_files(run: RecordedRun, absent: Sequence[str]) -> str:
+    listed = len(run.record.artifacts)
+    weights = weights_path(run.folder, run.fingerprint)
+    if not weights.exists():
+        return f"{listed} files intact"
+    if not absent:
+        return f"{listed} files and the weights intact"
+    return (
+        f"{listed - len(absent)} of {listed} files intact, not here and not checked: "
+        f"{_few(absent)}; the weights are intact and name the recorded checkpoint"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+# --- playing -------------------------------------------------------------------------------------
+
+
+def _play(
+    evaluation: Evaluation,
+    run: RecordedRun,
+    agent: Agent,
+    device: torch.device,
+    episodes: int | None,
+) -> Verdict:
+    """Play one recorded evaluation again, or its first episodes, with today's code."""
+    settings = evaluation.settings
+    backend = kernels.choose(
+        "torch" if evaluation.backend == "torch" else "auto",
+        device,
+        run.recipe.settings.sequence_model,
+    )
+    use_backend(agent, backend)
+    asked = min(episodes or settings.episodes, settings.episodes)
+    rows = [row for row in evaluation.rows if row["episode"] < asked]
+    played = play(agent, run.recipe, settings.model_copy(update={"episodes": asked}))
+    equal = _count_equal(rows, played)
+    if equal < len(rows) < len(evaluation.rows):
+        # Fewer side by side round otherwise, and one draw in a million then falls otherwise.
+        whole = play(agent, run.recipe, settings)
+        played = [episode for episode in whole if episode.index < asked]
+        equal = _count_equal(rows, played)
+    mean, count = evaluation.score.mean_return, len(rows)
+    complete = count == len(evaluation.rows)
+    which = "all" if complete else f"the first {asked} of {settings.episodes}"
+    ways = f", {' and '.join(settings.ways)}," if settings.both else ""
+    code = "" if _is_todays(run, evaluation) else _with_todays_code(run)
+    if equal == count == len(played):
+        again = f"recorded, {which} episodes{ways} again,"
+        if complete:
+            again = f"again, all {count} episodes"
+        return Verdict(Finding.VERIFIED, f"score {mean:g} {again} exactly{code}")
+    way = evaluation.score.actions
+    now = fmean(episode.episode_return for episode in played if episode.actions == way)
+    then = fmean(row["episode_return"] for row in rows if row.get("actions", way) == way)
+    found = (
+        f"score {now:g} where {then:g} is recorded for {which} episodes, "
+        f"{equal} of {count} episodes exactly{code}"
+    )
+    here = (device_name(device), backend.name, versions())
+    if here != (evaluation.device, evaluation.backend, run.record.versions):
+        return Verdict(
+            Finding.SIMILAR,
+            f"{found}; played on another device, backend or other library versions",
+        )
+    if code:
+        return Verdict(Finding.EARLIER, f"{found}, which may be needed to play it")
+    return Verdict(Finding.DIFFERENT, found)
+
+
+def _count_equal(rows: Sequence[dict[str, Any]], played: Sequence[Episode]) -> int:
+    """Count the episodes that are as recorded, in all that was recorded of them."""
+    again = (episode.row() for episode in played)
+    return sum(row == {k: new[k] for k in row} for row, new in zip(rows, again, strict=False))
+
+
+def _is_todays(run: RecordedRun, evaluation: Evaluation) -> bool:
+    """Say whether today's code is the one that trained the run and played the evaluation."""
+    text = evaluation_text(run.fingerprint, evaluation.settings, code_hash(EVALUATION_CODE))
+    todays = run.recipe.code == code_hash(RUN_CODE)
+    return todays and sha256_text(text) == evaluation.fingerprint
+
+
+def _with_todays_code(run: RecordedRun) -> str:
+    return f", with today's code; the run was made at commit {run.commit}"

@@ -1,0 +1,174 @@
+"""Recorded recipes read by later code: settings that were added since, and what was done before.
+
+What a run recorded stays as it was written, and its fingerprint is that text's. Whoever reads a
+record, an evaluation or a weights file to show it, verify it or play with it reads it through here.
+Planning and training never do: their recipes have every key.
+
+To add a setting: give it its line in config/presets/xs.yaml, its field in `drama.agent.settings`
+and a line in `ADDED`: its key as in that file, and the value under which today's code does what was
+done before there was such a key; where that depends on other settings, a function of the recorded
+ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from drama.agent.settings import EvaluationSettings, Recipe
+from drama.files import canonical_json, sha256_text
+from drama.pipeline.config import Layer, parse_recipe, resolve
+from drama.runs.folder import SHORT
+
+Before = Any | Callable[[Mapping[str, Any]], Any]
+
+ADDED: dict[str, Before] = {
+    "environment.repeat_action_probability": 0.0,
+    "environment.no_op_starts": 0,
+    "environment.life_loss_terminates": "learning",
+    "world_model.kernel": 5,
+    "world_model.optimiser.decay_spares": "nothing",
+    "behaviour.temperature": 1.0,
+    "behaviour.epsilon": 0.0,
+    "behaviour.as_published": False,
+    "behaviour.optimiser.decay_spares": "nothing",
+    "evaluation.actions": "greedy",
+    "evaluation.both": False,
+    "evaluation.enough_same": 0,
+}
+"""Settings that were added after runs had been recorded: what was done before."""
+
+
+def read_recipe(recorded: Mapping[str, Any], source: str) -> Recipe:
+    """Parse a recipe that this or an earlier version recorded.
+
+    Args:
+        recorded: as it was written.
+        source: where, for messages.
+
+    Raises:
+        ConfigurationError: when today's settings cannot say what it says.
+    """
+    return parse_recipe(canonical_json(filled(recorded)), source)
+
+
+def read_evaluation_settings(recorded: Any, source: str) -> EvaluationSettings:
+    """Parse evaluation settings that this or an earlier version recorded.
+
+    Raises:
+        ConfigurationError: when today's settings cannot say what they say.
+    """
+    settings = {"evaluation": copy.deepcopy(recorded)}
+    _fill(settings)
+    return resolve(EvaluationSettings, [Layer(source, settings["evaluation"])])
+
+
+def filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe with what its settings lack."""
+    whole = copy.deepcopy(dict(recipe))
+    _fill(whole.get("settings"))
+    return whole
+
+
+def _fill(settings: Any) -> None:
+    """Give nested settings the keys they lack; what is no mapping is left for parsing to refuse."""
+    for key, before in ADDED.items():
+        *sections, name = key.split(".")
+        place = settings
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or name in place:
+            continue
+        try:
+            place[name] = before(settings) if callable(before) else copy.deepcopy(before)
+        except (KeyError, TypeError):  # of settings that lack more than that: so it stays missing
+            continue
+
+
+# --- whole runs of earlier code ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A whole run of earlier code: its record and the little of it that is shown of it."""
+
+    record: Path
+    fingerprint: str
+    recipe: dict[str, Any]
+    commit: str
+    steps: int
+
+
+def earlier_run(folder: Path, recipe: Path) -> EarlierRun | None:
+    """Find the whole run of earlier code that lies where a planned run would.
+
+    Args:
+        folder: the planned run's.
+        recipe: the planned run's.
+
+    Returns:
+        The one run in the folder, when its recipe says what the planned one says but for code and
+        library versions; None otherwise.
+    """
+    records = list(folder.glob("run-*.json"))
+    if len(records) != 1:
+        return None
+    try:
+        made = json.loads(records[0].read_bytes())
+        planned = json.loads(recipe.read_bytes())
+        fingerprint = sha256_text(canonical_json(made["recipe"]))
+        same = _apart_from_code(made["recipe"]) == _apart_from_code(planned)
+        if not same or made["fingerprint"] != fingerprint:
+            return None
+        commit = str(made["git_commit"] or "unknown")
+        return EarlierRun(records[0], fingerprint, made["recipe"], commit, int(made["steps"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class NotedEvaluation:
+    """The evaluation that a run's evaluation.json names: its file and its fingerprint."""
+
+    path: Path
+    fingerprint: str
+
+
+class Note(BaseModel):
+    """What evaluation.json says that others rely on: which evaluation, and its file's checksum."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @property
+    def name(self) -> str:
+        """The evaluation's file name."""
+        return f"evaluation-{self.fingerprint[:SHORT]}.parquet"
+
+
+def read_note(folder: Path) -> Note | None:
+    """Read evaluation.json in a run's folder; None when there is none, or nothing of use in it."""
+    try:
+        return Note.model_validate_json((folder / "evaluation.json").read_bytes())
+    except (OSError, ValueError):  # ValidationError is a ValueError
+        return None
+
+
+def noted_evaluation(record: Path) -> NotedEvaluation | None:
+    """Return the evaluation that was made last of the run with this record; None without one."""
+    note = read_note(record.parent)
+    if note is None or not (path := record.with_name(note.name)).is_file():
+        return None
+    return NotedEvaluation(path, note.fingerprint)
+
+
+def _apart_from_code(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: value for k, value in filled(recipe).items() if k not in ("code", "runtime")}

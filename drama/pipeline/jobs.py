@@ -1,0 +1,211 @@
+"""What a job of the pipeline does: train one run, evaluate one run, each into the run's folder."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from drama.agent.evaluation import play, write_evaluation
+from drama.agent.model.sequence import kernels, use_backend
+from drama.agent.settings import Backend
+from drama.agent.training.loop import Runtime, train
+from drama.errors import DramaError
+from drama.pipeline.artifacts.agents import agent_of
+from drama.pipeline.artifacts.evaluations import note_evaluation, read_noted
+from drama.pipeline.artifacts.image import running_digest
+from drama.pipeline.artifacts.records import read_record
+from drama.pipeline.artifacts.store import fetch
+from drama.pipeline.artifacts.weights import weights_path
+from drama.pipeline.config import read_recipe_text
+from drama.pipeline.history import earlier_run
+from drama.pipeline.recipes import (
+    RUN_CODE,
+    EvaluationFiles,
+    RunFiles,
+    code_hash,
+    read_evaluation_recipe,
+    read_recipe,
+    run_files,
+    todays_evaluation,
+)
+from drama.runs.folder import CHECKPOINT, SHORT, is_whole, locked, make_current, write_record
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""What glibc's malloc.h calls these two options of mallopt."""
+KEPT_BELOW = 64 * 2**20
+"""Bytes; the largest tensor at preset laptop has 12 MiB."""
+KEPT_ALTOGETHER = 2**30
+"""Bytes that may lie unused."""
+
+
+class RunIncomplete(DramaError):
+    """A run that is not trained to its end."""
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device's name for records, such as `cpu` or `NVIDIA H100 80GB HBM3`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of tensors that come and go, instead of returning it.
+
+    Fresh pages are cleared by the system when they are first written, which takes a tenth of an
+    update at the sizes of preset laptop. Larger tensors than `KEPT_BELOW` are returned as always.
+    Only glibc can be asked; elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, KEPT_BELOW)
+        mallopt(M_TRIM_THRESHOLD, KEPT_ALTOGETHER)
+
+
+def slow_bfloat16(precision: str, device: torch.device) -> str:
+    """Say that a CPU has no units for the precision that a run computes in; nothing if it has."""
+    units = (name for name, there in torch.cpu.get_capabilities().items() if there)
+    if precision != "bfloat16" or device.type != "cpu" or any("bf16" in name for name in units):
+        return ""
+    return (
+        "training.precision = bfloat16: this CPU has no units for it, so this will be slow; "
+        "`drama plan --set training.precision=float32` plans the run without, as another run"
+    )
+
+
+def train_run(run: RunFiles, runtime: Runtime) -> None:
+    """Train a run to its end and write its record; a whole run is left alone.
+
+    Waits when another process works on the run, such as one that outlived a killed Snakemake.
+
+    Raises:
+        ConfigurationError: when the backend cannot be used.
+        RunIncomplete: when it goes on from another run, and that one's checkpoint is not here.
+        Stopped: when it was asked to stop; the same call goes on.
+        TrainingFailed, CheckpointError: when it cannot go on.
+    """
+    with locked(run.folder):
+        if is_whole(run.folder, run.fingerprint):
+            make_current(run.folder, run.fingerprint)
+            _say(f"{run.record}: this run is whole already")
+            return
+        _check_taken_over(run)
+        backend = runtime.choose_backend(run.recipe.settings.sequence_model)
+        _say(f"Sequence backend: {backend}")
+        if slow := slow_bfloat16(run.recipe.settings.training.precision, runtime.device):
+            _say(slow)
+        keep_freed_memory()
+        make_current(run.folder, run.fingerprint)
+        status = train(run.recipe, run.fingerprint, run.folder, runtime)
+        write_record(
+            run.record,
+            run.recipe.model_dump(mode="json", by_alias=True),
+            run.fingerprint,
+            device=device_name(runtime.device),
+            backend=backend.name,
+            seconds=status.wall_seconds,
+            steps=status.total_steps,
+            image=running_digest(),
+        )
+        _say(f"{run.record}: trained in {status.wall_seconds / 60:.1f} min")
+
+
+def _check_taken_over(run: RunFiles) -> None:
+    """Refuse to begin at step 0 what goes on from another run."""
+    if run.recipe.ancestor is None or (run.folder / CHECKPOINT).exists():
+        return
+    steps = run.recipe.settings.training.total_steps
+    raise RunIncomplete(
+        f"{run.folder / CHECKPOINT}: not here, and this run goes on from run "
+        f"{run.recipe.ancestor[:SHORT]}, not from step 0. Put it back; or move the run's folder "
+        f"away if there is one, and give `drama train --steps {steps}` with that run's recipe"
+    )
+
+
+def find_scored(path: Path) -> tuple[RunFiles, EvaluationFiles]:
+    """Return the run that the evaluation of a recipe scores, and the evaluation.
+
+    That is the recipe's own, or a whole one of earlier code that lies in its place: one whose
+    recipe differs in code and library versions at most.
+
+    Raises:
+        ConfigurationError: when it is not a recipe, or of other code and there is no such run.
+    """
+    recipe, _ = read_recipe_text(path)
+    run = run_files(path, recipe, "")
+    made = earlier_run(run.folder, path)
+    if made is None or made.recipe["code"] == code_hash(RUN_CODE):
+        run = read_recipe(path)
+        return run, read_evaluation_recipe(run)
+    _say(f"{made.record}: of earlier code, commit {made.commit}; today's scores it")
+    run = replace(run, fingerprint=made.fingerprint)
+    return run, todays_evaluation(run)
+
+
+def evaluate_run(
+    run: RunFiles,
+    evaluation: EvaluationFiles,
+    device: torch.device,
+    threads: int,
+    backend: Backend = "auto",
+) -> Path:
+    """Score a whole run and write its evaluation; one that is there is left alone.
+
+    Returns:
+        The evaluation's file.
+
+    Raises:
+        ConfigurationError: when the backend cannot be used.
+        RunIncomplete: when the run is not whole.
+        CheckpointError, WeightsError: when its checkpoint, or weights in its place, are damaged.
+        NotFetched: when neither is here and the checkpoint cannot be fetched from DVC.
+    """
+    torch.set_num_threads(threads)
+    if not is_whole(run.folder, run.fingerprint):
+        raise RunIncomplete(f"{run.folder}: not trained to its end; `drama train {run.path}`")
+    with locked(run.folder):
+        make_current(run.folder, run.fingerprint)
+        if evaluation.path.exists():
+            read_noted(evaluation.path)
+            note_evaluation(evaluation.path, evaluation.fingerprint)
+            _say(f"{evaluation.path}: there already")
+            return evaluation.path
+        choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
+        _say(f"Sequence backend: {choice}")
+        _fetch_checkpoint(run)
+        agent, source = agent_of(read_record(run.record), device)
+        if source.name != CHECKPOINT:
+            _say(f"{source}: plays, since {CHECKPOINT} is not here")
+        use_backend(agent, choice)
+        episodes = play(agent, run.recipe, evaluation.settings)
+        header = {
+            "run": run.fingerprint,
+            "fingerprint": evaluation.fingerprint,
+            "settings": evaluation.settings.model_dump(),
+            "device": device_name(device),
+            "backend": choice.name,
+        }
+        write_evaluation(evaluation.path, episodes, run.recipe, header)
+        written = note_evaluation(evaluation.path, evaluation.fingerprint)
+    _say(f"{evaluation.path}: {written.score}")
+    for played in written.played.values():
+        if played is not written.score:
+            _say(f"Beside the score: {played}")
+        if warning := played.warning():
+            _say(f"Warning: {warning}")
+    return evaluation.path
+
+
+def _fetch_checkpoint(run: RunFiles) -> None:
+    """Fetch a whole run's checkpoint when neither it nor the weights are here, as in a clone."""
+    checkpoint = run.folder / CHECKPOINT
+    if checkpoint.exists() or weights_path(run.folder, run.fingerprint).exists():
+        return
+    source = fetch(run.record, CHECKPOINT, f"train@{run.recipe.game}-{run.recipe.seed}")
+    _say(f"{checkpoint}: fetched from {source}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

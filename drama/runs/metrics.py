@@ -1,0 +1,162 @@
+"""What is measured while training: losses averaged over windows of steps, finished episodes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from drama.errors import reason
+from drama.files import write_parquet
+from drama.runs.checkpoint import CheckpointError
+
+WORLD_MODEL_METRICS = (
+    "loss/total",
+    "loss/reconstruction",
+    "loss/reward",
+    "loss/termination",
+    "loss/dynamics",
+    "loss/representation",
+    "gradient_norm/world_model",
+)
+BEHAVIOUR_METRICS = (
+    "loss/actor",
+    "loss/critic",
+    "entropy",
+    "return_scale",
+    "imagined_reward",
+    "imagined_value",
+    "gradient_norm/behaviour",
+)
+TRAINING_SCHEMA = pa.schema(
+    [("step", pa.int64())]
+    + [(name, pa.float64()) for name in (*WORLD_MODEL_METRICS, *BEHAVIOUR_METRICS)]
+    + [("steps_per_second", pa.float64())]
+)
+EPISODE_SCHEMA = pa.schema(
+    [
+        ("episode", pa.int32()),
+        ("step", pa.int64()),
+        ("episode_return", pa.float64()),
+        ("length", pa.int32()),
+        ("truncated", pa.bool_()),
+    ]
+)
+
+
+class NonFiniteLoss(Exception):
+    """Losses became NaN or infinite; carries the step and them by name."""
+
+    def __init__(self, step: int, values: dict[str, float]) -> None:
+        named = ", ".join(f"{name} is {value}" for name, value in values.items())
+        super().__init__(f"at step {step} {named}")
+        self.step = step
+        self.values = values
+
+
+class Window:
+    """Measurements of one kind of update since the last row of the log.
+
+    Values stay on their device until they are asked for, so that adding some does not wait for a
+    GPU.
+
+    Args:
+        names: of the metrics, in the order they are added in.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._steps: list[int] = []
+        self._values: list[Tensor] = []
+        self._checked = 0
+
+    def add(self, step: int, values: Tensor) -> None:
+        """Add one update's scalars, float64 [names]."""
+        assert values.shape == (len(self.names),), f"{tuple(values.shape)} for {self.names}"
+        self._steps.append(step)
+        self._values.append(values.detach())
+
+    def check(self) -> None:
+        """Look at what was added since the last check.
+
+        Raises:
+            NonFiniteLoss: naming what is not finite of the first update with such values.
+        """
+        values = self._array(self._checked)
+        for row in np.flatnonzero(~np.isfinite(values).all(1)):
+            named = zip(self.names, values[row].tolist(), strict=True)
+            wrong = {name: value for name, value in named if not math.isfinite(value)}
+            raise NonFiniteLoss(self._steps[self._checked + row], wrong)
+        self._checked = len(self._steps)
+
+    def means(self) -> dict[str, float]:
+        """Return each metric's mean, NaN when there was no update, and start a new window."""
+        values = self._array(0)
+        self._steps, self._values, self._checked = [], [], 0
+        means = values.mean(0) if len(values) else np.full(len(self.names), math.nan)
+        return dict(zip(self.names, means.tolist(), strict=True))
+
+    def last(self, name: str) -> float:
+        """Return the newest value of a metric, NaN before there is one."""
+        return self._values[-1][self.names.index(name)].item() if self._values else math.nan
+
+    def _array(self, start: int) -> np.ndarray:
+        rows = self._values[start:]
+        if not rows:
+            return np.empty((0, len(self.names)))
+        # After a resume, earlier rows lie on the CPU and new ones perhaps on a GPU.
+        return torch.stack([row.to(rows[-1].device) for row in rows]).cpu().numpy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the window so far."""
+        return {"steps": np.array(self._steps, np.int64), "values": self._array(0)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved window."""
+        self._steps = state["steps"].tolist()
+        self._values = list(torch.from_numpy(state["values"]))
+        self._checked = len(self._steps)
+
+
+class Table:
+    """Rows that grow while a run goes on, and their Parquet file.
+
+    Args:
+        path: the file.
+        schema: its columns; the column `step` orders them.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.schema = schema
+        self.rows: list[dict[str, Any]] = []
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        self.rows.append(row)
+
+    def write(self) -> None:
+        """Write all rows."""
+        write_parquet(self.path, pa.Table.from_pylist(self.rows, self.schema))
+
+    def resume(self, step: int) -> None:
+        """Take over the file's rows up to and including `step`.
+
+        Raises:
+            CheckpointError: when the file cannot be read.
+        """
+        try:
+            table = pq.read_table(self.path, schema=self.schema, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            raise CheckpointError(
+                f"{self.path}: the run cannot go on without this file ({reason(error)}). Put back "
+                "a good copy, or move the run's folder away to train it anew."
+            ) from None
+        self.rows = table.filter(pc.field("step") <= step).to_pylist()

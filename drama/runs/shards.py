@@ -1,0 +1,306 @@
+"""The replay memory as Parquet files: one row per transition, 10 000 rows a shard.
+
+Plain pandas, DuckDB or Polars read them: `frame` holds the H * W * C bytes of one frame in C
+order, the schema's metadata key `drama` the shape. A frame is a variable-length binary, not a
+fixed-length one, because several readers know only the former.
+
+A shard is written to a temporary file beside it, flushed to disk and renamed: under its own name
+it is whole or absent. The same rows give the same bytes (with the same PyArrow), so a resumed
+run may write a shard again and nothing changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drama.errors import DramaError, reason
+from drama.files import replacing
+from drama.runs.columns import Columns, check_columns
+
+FORMAT = 1
+ROWS_PER_SHARD = 10_000
+ROWS_PER_GROUP = 1_000
+
+_FIELDS = (
+    pa.field("step", pa.int64(), nullable=False),
+    pa.field("episode", pa.int32(), nullable=False),
+    pa.field("frame", pa.binary(), nullable=False),
+    pa.field("action", pa.int16(), nullable=False),
+    pa.field("reward", pa.float32(), nullable=False),
+    pa.field("terminated", pa.bool_(), nullable=False),
+    pa.field("truncated", pa.bool_(), nullable=False),
+    pa.field("life_lost", pa.bool_(), nullable=False),
+)
+
+_ADVICE = (
+    "Fetch the file again from where the run is stored, or remove the run's folder and train the "
+    "run again."
+)
+
+
+class ShardError(DramaError):
+    """A replay file is missing, damaged or not what it should be; the text says which and why."""
+
+
+class Ring(Protocol):
+    """What a shard writer asks of the replay memory."""
+
+    capacity: int
+    frame_shape: tuple[int, int, int]
+
+    @property
+    def total(self) -> int:
+        """Transitions ever appended."""
+
+    @property
+    def first_step(self) -> int:
+        """Step of the oldest transition stored."""
+
+    def columns(self, first_step: int, stop_step: int) -> Columns:
+        """Copy out consecutive transitions."""
+
+
+class ShardWriter:
+    """Writes a growing replay buffer into `folder` as part-00000.parquet, part-00001.parquet, ...
+
+    Call `write_full` after every append (with nothing to do it costs a comparison), and no
+    transition is overwritten in the ring before it is on disk. For the same reason a ring smaller
+    than `rows_per_shard` is written in shards of its own capacity.
+
+    Args:
+        folder: made when missing.
+        rows_per_shard: rows of every shard but the last.
+        rows_written: transitions already in whole files, when a run is resumed. Shards beyond,
+            left by a process that was killed later than its last checkpoint, are replaced.
+    Raises:
+        ValueError: rows_per_shard below 1 or rows_written below 0.
+    """
+
+    def __init__(
+        self, folder: Path, rows_per_shard: int = ROWS_PER_SHARD, rows_written: int = 0
+    ) -> None:
+        if rows_per_shard < 1 or rows_written < 0:
+            raise ValueError(f"rows_per_shard {rows_per_shard}, rows_written {rows_written}")
+        self.folder = folder
+        self.rows_per_shard = rows_per_shard
+        self._rows_written = rows_written
+
+    @property
+    def rows_written(self) -> int:
+        """Transitions that are on disk, in whole files."""
+        return self._rows_written
+
+    def write_full(self, ring: Ring) -> None:
+        """Write every shard that is complete and not yet written.
+
+        Raises:
+            ValueError: the buffer has already overwritten transitions of an unwritten shard.
+        """
+        rows = min(self.rows_per_shard, ring.capacity)
+        while ring.total - (first := self._rows_written // rows * rows) >= rows:
+            self._write(ring, first // rows, first, first + rows)
+
+    def finish(self, ring: Ring) -> None:
+        """Write what is not yet on disk, the last shard being as short as it comes.
+
+        More transitions may follow: that shard is then written again, longer.
+
+        Raises:
+            ValueError: the buffer has already overwritten transitions of an unwritten shard.
+        """
+        self.write_full(ring)
+        rows = min(self.rows_per_shard, ring.capacity)
+        if ring.total > self._rows_written:
+            first = self._rows_written // rows * rows
+            self._write(ring, first // rows, first, ring.total)
+
+    def _write(self, ring: Ring, part: int, first_step: int, stop_step: int) -> None:
+        if first_step < ring.first_step:
+            raise ValueError(
+                f"replay steps [{first_step}, {ring.first_step}) were overwritten in the ring "
+                f"of {ring.capacity} before they were written to {self.folder}: call write_full "
+                f"after every append"
+            )
+        # A row group at a time, so that the shard is never in memory a second time.
+        groups = (
+            ring.columns(step, min(step + ROWS_PER_GROUP, stop_step))
+            for step in range(first_step, stop_step, ROWS_PER_GROUP)
+        )
+        write_shard(shard_path(self.folder, part), groups, ring.frame_shape)
+        self._rows_written = stop_step
+
+
+def shard_path(folder: Path, part: int) -> Path:
+    """The file of shard number `part`, counted from 0."""
+    return folder / f"part-{part:05d}.parquet"
+
+
+def write_shard(path: Path, groups: Iterable[Columns], frame_shape: tuple[int, int, int]) -> None:
+    """Write one file, a row group for each of `groups`: whole or not at all.
+
+    Raises:
+        ValueError: groups whose fields have other shapes or types, or gaps between their steps.
+    """
+    metadata = {"format": FORMAT, "frame_shape": list(frame_shape)}
+    schema = pa.schema(_FIELDS, metadata={b"drama": json.dumps(metadata).encode()})
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            compression_level=9,
+            use_dictionary=False,
+            write_statistics=["step"],
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        for columns in groups:
+            check_columns(columns, frame_shape)
+            writer.write_batch(_to_arrow(columns, schema), row_group_size=ROWS_PER_GROUP)
+
+
+def read_shard(path: Path) -> Columns:
+    """All rows of one file.
+
+    Returns:
+        The fields as `ReplayBuffer.columns` gives them; read-only views of the file's rows.
+    Raises:
+        ShardError: the file is missing, truncated, damaged, or not a replay shard.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            frame_shape = _frame_shape(path, file.schema_arrow)
+            table = file.read(use_threads=False)
+    except FileNotFoundError:
+        raise ShardError(f"Replay shard {path} is missing. {_ADVICE}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}") from error
+    try:
+        columns = _from_arrow(table, frame_shape)
+        check_columns(columns, frame_shape)
+    except ValueError as error:
+        raise ShardError(f"Replay shard {path} is not whole: {error}. {_ADVICE}") from error
+    return columns
+
+
+def iterate_shards(folder: Path, first_step: int, stop_step: int) -> Iterator[Columns]:
+    """The transitions of steps first_step, ..., stop_step - 1, a file at a time.
+
+    `for columns in iterate_shards(...): ring.extend(columns)` refills a buffer while holding
+    one shard beside it.
+
+    Raises:
+        ValueError: first_step below 0 or beyond stop_step.
+        ShardError: a file is missing, damaged, or does not go on where the one before ended, or
+            the files end too early; files before first_step are not looked into.
+    """
+    if not 0 <= first_step <= stop_step:
+        raise ValueError(f"steps [{first_step}, {stop_step})")
+    part = _part_of(folder, first_step) if first_step < stop_step else 0
+    step = first_step
+    while step < stop_step:
+        path = shard_path(folder, part)
+        columns = read_shard(path)
+        steps = columns["step"]
+        if not len(steps) or not (steps[0] == step or steps[0] <= step == first_step <= steps[-1]):
+            held = f"steps {steps[0]} to {steps[-1]}" if len(steps) else "no rows"
+            raise ShardError(f"Replay shard {path} holds {held}, not step {step}. {_ADVICE}")
+        wanted = slice(step - int(steps[0]), stop_step - int(steps[0]))
+        columns = {name: values[wanted] for name, values in columns.items()}
+        yield columns
+        step = int(columns["step"][-1]) + 1
+        part += 1
+
+
+def read_shards(folder: Path, first_step: int, stop_step: int) -> Columns:
+    """The transitions of steps first_step, ..., stop_step - 1, as one array per field.
+
+    Raises:
+        ValueError: first_step not below stop_step.
+        ShardError: as `iterate_shards`.
+    """
+    if first_step >= stop_step:
+        raise ValueError(f"steps [{first_step}, {stop_step})")
+    pieces = list(iterate_shards(folder, first_step, stop_step))
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _part_of(folder: Path, step: int) -> int:
+    """The shard that holds a step: all shards but the last have as many rows as the first."""
+    if step == 0:
+        return 0
+    path = shard_path(folder, 0)
+    try:
+        rows: int = pq.read_metadata(path).num_rows
+    except FileNotFoundError:
+        raise ShardError(f"Replay shard {path} is missing. {_ADVICE}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}") from error
+    return step // rows if rows else 0
+
+
+def _frame_shape(path: Path, schema: Any) -> tuple[int, int, int]:
+    """The frame shape that the file's metadata states, after checking that it is one of ours."""
+    try:
+        metadata = json.loads(schema.metadata[b"drama"])
+        format_, shape = metadata["format"], metadata["frame_shape"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{path} is not a replay shard of this project. {_ADVICE}") from error
+    if format_ != FORMAT:
+        raise ShardError(f"Replay shard {path} has format {format_}; this version reads {FORMAT}.")
+    if not schema.equals(pa.schema(_FIELDS)):
+        raise ShardError(f"Replay shard {path} has other fields than format {FORMAT}. {_ADVICE}")
+    height, width, channels = shape
+    return height, width, channels
+
+
+def _to_arrow(columns: Columns, schema: Any) -> Any:
+    """A record batch of these rows; frames are not copied."""
+    frames = np.ascontiguousarray(columns["frame"])
+    count = len(frames)
+    offsets = np.arange(count + 1, dtype=np.int32) * np.int32(frames[0].size if count else 0)
+    binary = pa.Array.from_buffers(
+        pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(frames)]
+    )
+    arrays = [
+        binary if field.name == "frame" else pa.array(columns[field.name], field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _from_arrow(table: Any, frame_shape: tuple[int, int, int]) -> Columns:
+    """The rows of a table as arrays; frames are a view of the table's memory."""
+    columns: Columns = {}
+    for name in table.column_names:
+        chunks = table[name].chunks
+        if name == "frame":
+            pieces = [_frames(chunk, frame_shape) for chunk in chunks]
+            empty = np.empty((0, *frame_shape), np.uint8)
+        else:
+            pieces = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
+            empty = np.empty(0, table.schema.field(name).type.to_pandas_dtype())
+        columns[name] = pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, empty])
+    return columns
+
+
+def _frames(chunk: Any, frame_shape: tuple[int, int, int]) -> Any:
+    """uint8 [N, H, W, C] from a binary array."""
+    size = int(np.prod(frame_shape))
+    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk) + 1]
+    wrong = np.flatnonzero(np.diff(offsets) != size)
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"frame {row} has {offsets[row + 1] - offsets[row]} bytes, {frame_shape} has {size}"
+        )
+    frames = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+    return frames.reshape(len(chunk), *frame_shape)

@@ -1,0 +1,488 @@
+"""Training as a process: stopped, killed, starved of disk space, it ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from workspace import GAME, SEED, TOTAL_STEPS, AtStep, AtWrite, Moment, Workspace, make_workspace
+
+from drama.agent.behaviour.agent import Agent
+from drama.agent.training import loop
+from drama.agent.training.loop import Runtime, Trainer, TrainingFailed
+from drama.pipeline.recipes import read_recipe
+from drama.runs.checkpoint import load_checkpoint, save_checkpoint
+from drama.runs.progress import Reporter, Status
+from drama.runs.shards import read_shards
+from drama.runs.stopping import Stopped
+
+STOPPED = 75
+KILLED = -signal.SIGKILL
+ON_CPU = Runtime(torch.device("cpu"), threads=1, checkpoint_every=1000)
+TERM, INT = (signal.SIGTERM,), (signal.SIGINT,)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    made = make_workspace(tmp_path)
+    made.plan()
+    return made
+
+
+def step_of(workspace: Workspace) -> int:
+    """The step at which a run would go on."""
+    fingerprint = read_recipe(workspace.recipe).fingerprint
+    state = load_checkpoint(workspace.folder / "checkpoint.parquet", fingerprint)
+    return int(state["episode"]["step"])
+
+
+def status(workspace: Workspace) -> dict[str, object]:
+    return dict(json.loads((workspace.folder / "status.json").read_text(encoding="utf-8")))
+
+
+def test_the_undisturbed_run_holds_what_stopping_could_spoil(undisturbed: Workspace) -> None:
+    """Otherwise equal bytes would prove little."""
+    columns = read_shards(undisturbed.folder / "replay", 0, TOTAL_STEPS)
+    assert columns["life_lost"].any() and columns["reward"].any()
+    assert columns["episode"].max() >= 2
+    assert len(list((undisturbed.folder / "replay").iterdir())) == 3, "the ring never wrapped"
+    curves = pq.read_table(undisturbed.folder / "training.parquet")
+    assert np.isfinite(curves["loss/critic"].to_numpy()[-3:]).all()
+
+
+def test_replay_holds_the_episodes_that_are_listed(undisturbed: Workspace) -> None:
+    columns = read_shards(undisturbed.folder / "replay", 0, TOTAL_STEPS)
+    episodes = pq.read_table(undisturbed.folder / "episodes.parquet").to_pylist()
+    assert [row["episode"] for row in episodes] == list(range(len(episodes)))
+    begin = 0
+    for row in episodes:
+        mine = columns["episode"] == row["episode"]
+        assert mine.sum() == row["length"] == row["step"] - begin
+        assert columns["reward"][mine].sum() == row["episode_return"]
+        last = row["step"] - 1
+        assert columns["truncated"][last] == row["truncated"] != columns["terminated"][last]
+        begin = row["step"]
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        # Asked to stop: before the first update, within an episode, twice at once, at the end.
+        [AtStep(1, TERM), AtStep(23, INT), AtStep(61, TERM)],
+        [AtStep(40, INT + INT + TERM), AtStep(105, TERM), AtStep(TOTAL_STEPS, TERM)],
+        # Killed before the first checkpoint, then between two, then just after going on.
+        [AtStep(30), AtStep(90), AtStep(75)],
+        # While a shard is written, and between a shard and the checkpoint that knows of it.
+        [AtWrite("part-00000.parquet", share=0.5), AtWrite("part-00000.parquet", share=None)],
+        # Within a checkpoint, before it takes its name, and between a table and it.
+        [AtWrite("checkpoint.parquet", 2, share=0.5), AtWrite("checkpoint.parquet", 2)],
+        [
+            AtWrite("checkpoint.parquet", share=0.0),
+            AtWrite("episodes.parquet", 2, share=None),
+            AtWrite("training.parquet", 2, share=0.5),
+        ],
+        # At the end: a short last shard, the last checkpoint, the record.
+        [AtWrite("part-00002.parquet", share=None), AtWrite("run-*.json", share=0.5)],
+        # Both kinds, in turns.
+        [AtStep(50, TERM), AtStep(88), AtStep(100, INT), AtStep(TOTAL_STEPS - 1)],
+    ],
+    ids=["term", "int", "kill", "shard", "checkpoint", "tables", "end", "mixed"],
+)
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(
+    undisturbed: Workspace, workspace: Workspace, moments: list[Moment]
+) -> None:
+    for moment in moments:
+        asked = isinstance(moment, AtStep) and signal.SIGKILL not in moment.signals
+        output = workspace.train(moment, expected=STOPPED if asked else KILLED)
+        if asked:
+            assert isinstance(moment, AtStep)
+            assert f"stopped at step {moment.step} of {TOTAL_STEPS}" in output
+            assert step_of(workspace) == moment.step
+            assert status(workspace)["state"] == "stopped"
+        assert not list(workspace.folder.glob("run-*.json"))
+    workspace.train()
+    workspace.evaluate()
+    assert workspace.result() == undisturbed.result()
+    names = {path.name for path in workspace.folder.rglob("*")}
+    assert names == {path.name for path in undisturbed.folder.rglob("*")}, "something was left"
+
+
+# What is off by default, all at once: its generators must be part of the saved state, too.
+OTHERS = """\
+base: quick
+environment:
+  max_frames: 200
+  repeat_action_probability: 0.25
+  no_op_starts: 30
+  life_loss_terminates: episode
+replay: {capacity: 70}
+world_model:
+  channels: [4, 8, 8]
+  batch_size: 2
+  sequence_length: 8
+  optimiser: {decay_spares: gains_and_dynamics}
+behaviour:
+  contexts: 4
+  horizon: 3
+  acting_window: 4
+  temperature: 2
+  epsilon: 0.3
+  as_published: true
+training: {total_steps: 160, random_steps: 40, log_every: 15}
+evaluation: {episodes: 5, environments: 2}
+"""
+
+
+def test_a_stopped_run_with_everything_that_is_off_by_default_ends_with_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    runs = []
+    for number, moments in enumerate(([], [AtStep(61, TERM), AtStep(110), AtStep(140, INT)])):
+        made = make_workspace(tmp_path / str(number), {"config/presets/tiny.yaml": OTHERS})
+        made.plan()
+        for moment in moments:
+            made.train(moment, expected=KILLED if signal.SIGKILL in moment.signals else STOPPED)
+        made.train()
+        made.evaluate()
+        runs.append(made)
+    assert runs[0].result() == runs[1].result()
+    columns = read_shards(runs[0].folder / "replay", 0, TOTAL_STEPS)
+    ended = np.flatnonzero(np.diff(columns["episode"]))
+    lost = np.flatnonzero(columns["life_lost"])
+    assert len(lost) >= 2 and set(lost) - {TOTAL_STEPS - 1} <= set(ended)
+    assert not columns["terminated"][lost].all(), "no game went on that was not let go on"
+
+
+@pytest.mark.parametrize("name", ["xs-as-published", "xs-exempt-decay"])
+def test_ablations_of_xs_train_at_toy_size(
+    undisturbed: Workspace, tmp_path: Path, name: str
+) -> None:
+    """Quick's sizes over the ablation instead of xs; it learns something else than xs does."""
+    quick = (undisturbed.root / "config/presets/quick.yaml").read_text(encoding="utf-8")
+    assert quick.count("base: xs ") == 1
+    other = {"config/presets/quick.yaml": quick.replace("base: xs ", f"base: {name} ")}
+    made = make_workspace(tmp_path / "run", other)
+    made.plan()
+    made.train()
+    curves = pq.read_table(made.folder / "training.parquet")
+    before = pq.read_table(undisturbed.folder / "training.parquet")
+    for column in ("loss/reconstruction", "imagined_reward", "loss/critic"):
+        assert np.isfinite(curves[column].to_numpy()[-3:]).all()
+    assert curves["imagined_reward"].to_pylist() != before["imagined_reward"].to_pylist()
+
+
+def acting(workspace: Workspace, steps: int, *assignments: str) -> Trainer:
+    """A trainer that has played so many steps, none of them random by schedule but the first."""
+    workspace.plan("--set=training.random_steps=40", *(f"--set={text}" for text in assignments))
+    run = read_recipe(workspace.root / workspace.recipe)
+    trainer = Trainer(run.recipe, run.fingerprint, workspace.folder, ON_CPU)
+    trainer.step = 40  # of the schedule; nothing is learned here
+    status_file = workspace.folder / "status.json"
+    reporter = Reporter("run", Status.resumed(status_file, run.fingerprint, 1000), status_file)
+    for _ in range(steps):
+        trainer.act_and_store(reporter)
+    trainer.environment.close()
+    return trainer
+
+
+@pytest.mark.parametrize("meaning", ["learning", "nothing", "episode"])
+def test_what_a_lost_life_terminates(workspace: Workspace, meaning: str) -> None:
+    trainer = acting(
+        workspace, 150, f"environment.life_loss_terminates={meaning}",
+        "environment.max_frames=108000", "replay.capacity=1000",
+    )  # fmt: skip
+    columns = trainer.buffer.columns(0, 150)
+    lost, over = np.flatnonzero(columns["life_lost"]), np.flatnonzero(columns["terminated"])
+    ended = np.flatnonzero(np.diff(columns["episode"]))
+    assert len(lost) > 2 and lost[-1] < 149
+    rows = torch.arange(150)[None]
+    told = np.flatnonzero(trainer.ring.read(rows, rows).terminations[0])
+    assert told.tolist() == (over if meaning == "nothing" else lost).tolist()
+    assert ended.tolist() == (lost if meaning == "episode" else over).tolist()
+
+
+def test_epsilon_mixes_in_uniform_actions_while_training(workspace: Workspace) -> None:
+    """A policy that always wants action 1 gets it but for a share of epsilon * 3/4."""
+    usual = Agent.explore
+
+    def stubborn(self: Agent, *given: torch.Tensor) -> torch.Tensor:
+        decision = usual(self, *given)
+        decision[:, :2] = 1
+        return decision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Agent, "explore", stubborn)
+        shares = {}
+        for epsilon in (0.0, 0.4, 1.0):
+            trainer = acting(workspace, 400, f"behaviour.epsilon={epsilon}", "replay.capacity=1000")
+            actions = trainer.buffer.columns(0, 400)["action"]
+            counts = np.bincount(actions, minlength=4) / 400
+            shares[epsilon] = counts
+    firsts = 12 / 400  # episodes begin with a random action, at most so many here
+    assert 1 - shares[0.0][1] <= firsts
+    np.testing.assert_allclose(shares[0.4], [0.1, 0.7, 0.1, 0.1], atol=0.075)
+    np.testing.assert_allclose(shares[1.0], 0.25, atol=0.09)
+
+
+def test_the_recorded_time_is_of_all_sittings_together(workspace: Workspace) -> None:
+    workspace.train(AtStep(45, TERM), expected=STOPPED)
+    earlier = status(workspace)
+    path = workspace.folder / "status.json"
+    path.write_text(json.dumps(earlier | {"wall_seconds": 1000.0}), encoding="utf-8")
+    workspace.train(AtStep(46, TERM), expected=STOPPED)
+    later = status(workspace)
+    assert 1000 < float(str(later["wall_seconds"])) < 1000 + 600
+    assert later["last_return"] == earlier["last_return"]
+
+
+def test_the_command_stops_when_asked_from_outside(workspace: Workspace) -> None:
+    """The installed command, in a shell's hands; the rest is in test_pipeline.py."""
+    drama = Path(sys.executable).with_name("drama")
+    process = subprocess.Popen(
+        [drama, "train", workspace.recipe, "--device", "cpu"],
+        cwd=workspace.root,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not (workspace.folder / "status.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, message = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == STOPPED, message
+    assert "stopping: this step is finished" in message
+    assert "The same command goes on from here" in message
+    assert step_of(workspace) < TOTAL_STEPS
+
+
+def test_asked_while_it_is_still_loading_it_stops_with_the_same_code(workspace: Workspace) -> None:
+    before = workspace.tree()
+    code = (
+        "import os, signal, sys, drama.cli as cli\n"
+        "read = cli.read_recipe\n"
+        "cli.read_recipe = lambda p: (os.kill(os.getpid(), signal.SIGTERM), read(p))[1]\n"
+        f"sys.argv = ['drama', 'train', {str(workspace.recipe)!r}]\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=workspace.root, capture_output=True, text=True
+    )
+    assert done.returncode == STOPPED, done.stderr
+    assert done.stderr == "stopped; the same command goes on\n"
+    assert workspace.tree() == before
+
+
+def test_the_plain_path_learns_the_same_but_for_rounding(
+    undisturbed: Workspace, workspace: Workspace
+) -> None:
+    workspace.run("train", str(workspace.recipe), "--device", "cpu", "--plain")
+    curves = [pq.read_table(w.folder / "training.parquet") for w in (undisturbed, workspace)]
+    for name in ("loss/reconstruction", "loss/reward", "loss/dynamics"):
+        fast, plain = (np.array(c[name].to_pylist(), float) for c in curves)
+        assert np.isfinite(fast).any()
+        np.testing.assert_allclose(fast, plain, rtol=1e-3)
+    weights = [w.result()["checkpoint.parquet"] for w in (undisturbed, workspace)]
+    assert weights[0] != weights[1], "no rounding differs: is the plain path another one?"
+
+
+def test_a_whole_run_is_left_alone(undisturbed: Workspace) -> None:
+    before = undisturbed.tree()
+    assert "whole already" in undisturbed.train()
+    assert undisturbed.tree() == before
+
+
+def test_a_full_disk_is_explained_and_costs_only_what_came_after_the_last_checkpoint(
+    undisturbed: Workspace, workspace: Workspace
+) -> None:
+    workspace.train(AtStep(42), expected=KILLED)
+    saved = (workspace.folder / "checkpoint.parquet").read_bytes()
+    output = workspace.train(file_limit=len(saved) // 2, expected=1)
+    assert "Traceback" not in output and "too large" in output
+    assert (workspace.folder / "checkpoint.parquet").read_bytes() == saved
+    assert not list(workspace.folder.rglob(".*.part"))
+    assert status(workspace)["state"] == "failed"
+    workspace.train()
+    assert workspace.result() == {
+        name: value for name, value in undisturbed.result().items() if "evaluation" not in name
+    }
+
+
+# --- losses that are not finite ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "rate", "named"),
+    [
+        ("world_model", "1e30", "loss/total is nan, loss/reconstruction is nan"),
+        ("behaviour", "1e35", "gradient_norm/behaviour is nan"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run(
+    workspace: Workspace, section: str, rate: str, named: str
+) -> None:
+    optimiser = f"{section}.optimiser"
+    other = {"world_model": "behaviour", "behaviour": "world_model"}[section]
+    workspace.plan(
+        f"--set={optimiser}.learning_rate={rate}",
+        f"--set={optimiser}.warmup_updates=0",
+        f"--set=training.{other}_every=1000",
+    )
+    output = workspace.train(every=1, expected=1)
+    assert "Traceback" not in output
+    found = re.search(
+        r"at step (\d+) (.*); training cannot go on; the last good state is (.*)", output
+    )
+    assert found and named in found[2]
+    assert 40 < int(found[1]) <= 50
+    assert status(workspace)["state"] == "failed" and named in str(status(workspace)["message"])
+    assert (workspace.root / found[3]).samefile(workspace.folder / "checkpoint.parquet")
+    assert step_of(workspace) < int(found[1])
+    fingerprint = read_recipe(workspace.recipe).fingerprint
+    for name, value in load_checkpoint(workspace.root / found[3], fingerprint)["agent"].items():
+        assert np.isfinite(value).all(), name
+    assert not list(workspace.folder.glob("run-*.json"))
+
+
+def test_checkpoints_come_every_few_minutes_or_every_so_many_steps(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = read_recipe(workspace.root / workspace.recipe)
+    for every, seconds, saves in ((None, 0.0, 6), (None, 1e9, 1), (3, 0.0, 2)):
+        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+        runtime = replace(ON_CPU, checkpoint_every=every)
+        trainer = Trainer(run.recipe, run.fingerprint, workspace.folder, runtime)
+        saved: list[int] = []
+        save = trainer.save
+        monkeypatch.setattr(
+            trainer, "save", lambda trainer=trainer, save=save, saved=saved: (
+                saved.append(trainer.step) or save()
+            ),
+        )  # fmt: skip
+        steps = iter([False] * 5 + [True])  # a request to stop at the sixth step
+        with pytest.raises(Stopped):
+            status_file = workspace.folder / "status.json"
+            progress = Status.resumed(status_file, run.fingerprint, TOTAL_STEPS)
+            trainer.run(Reporter("run", progress, status_file), lambda steps=steps: next(steps))
+        assert len(saved) == saves and saved[-1] == 6
+
+
+def test_parameters_that_are_not_finite_never_become_a_checkpoint(workspace: Workspace) -> None:
+    """They do not show in a loss before the next update."""
+    run = read_recipe(workspace.root / workspace.recipe)
+    trainer = Trainer(run.recipe, run.fingerprint, workspace.folder, ON_CPU)
+    trainer.save()
+    saved = (workspace.folder / "checkpoint.parquet").read_bytes()
+    trainer.agent.behaviour.actor.net[0].bias.data[0] = np.inf
+    with pytest.raises(TrainingFailed, match=r"behaviour\.actor\.net\.0\.bias is not finite"):
+        trainer.save()
+    assert (workspace.folder / "checkpoint.parquet").read_bytes() == saved
+    trainer.environment.close()
+
+
+def test_a_poisoned_checkpoint_is_refused(workspace: Workspace) -> None:
+    workspace.train(AtStep(60, TERM), expected=STOPPED)
+    checkpoint = workspace.folder / "checkpoint.parquet"
+    fingerprint = read_recipe(workspace.recipe).fingerprint
+    state = load_checkpoint(checkpoint, fingerprint)
+    state["agent"]["world_model.prior_head.weight"][0] = np.nan
+    save_checkpoint(checkpoint, fingerprint, state)
+    poisoned = checkpoint.read_bytes()
+    output = workspace.train(expected=1)
+    assert "Traceback" not in output
+    assert "checkpoint.parquet: world_model.prior_head.weight is not finite" in output
+    assert checkpoint.read_bytes() == poisoned
+
+
+# --- files that are damaged or missing -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped_late(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A run stopped when its ring had wrapped: it needs its checkpoint, tables and two shards."""
+    workspace = make_workspace(tmp_path_factory.mktemp("stopped"))
+    workspace.plan()
+    workspace.train(AtStep(150, TERM), expected=STOPPED)
+    return workspace
+
+
+NEEDED = ("checkpoint.parquet", "episodes.parquet", "training.parquet", "replay/part-00001.parquet")
+DAMAGES = [(name, damage) for name in NEEDED for damage in ("cut", "flipped", "missing", "empty")]
+DAMAGES.remove(("checkpoint.parquet", "missing"))  # a run without a checkpoint begins anew
+
+
+def last_value_byte(path: Path) -> int:
+    """Where the first column's values end. Checksums cover values, not what describes them."""
+    column = pq.read_metadata(path).row_group(0).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    return int(start + column.total_compressed_size - 1)
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_damaged_files_are_named_and_nothing_is_overwritten(
+    stopped_late: Workspace, tmp_path: Path, name: str, damage: str
+) -> None:
+    workspace = Workspace(tmp_path / "copy")
+    shutil.copytree(stopped_late.root, workspace.root)
+    path = workspace.folder / name
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        values = last_value_byte(path)
+        path.write_bytes(
+            {
+                "cut": content[:-100],
+                "flipped": content[:values] + bytes([content[values] ^ 1]) + content[values + 1 :],
+                "empty": b"",
+            }[damage]
+        )
+    before = workspace.tree()
+    output = workspace.train(expected=1)
+    assert "Traceback" not in output
+    assert str(path.relative_to(workspace.root)) in output
+    after = workspace.tree()
+    state = f"results/tiny/runs/{GAME}/seed{SEED}/status.json"
+    assert status(workspace)["state"] == "failed"
+    assert name in str(status(workspace)["message"])
+    del before[state], after[state]
+    assert after == before
+
+
+def test_a_checkpoint_of_another_library_version_is_explained(
+    stopped_late: Workspace, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path / "copy")
+    shutil.copytree(stopped_late.root, workspace.root)
+    checkpoint = workspace.folder / "checkpoint.parquet"
+    fingerprint = read_recipe(workspace.recipe).fingerprint
+    state = load_checkpoint(checkpoint, fingerprint)
+    state["environment"]["emulator"][100] ^= 1
+    save_checkpoint(checkpoint, fingerprint, state)
+    output = workspace.train(expected=1)
+    assert "Traceback" not in output
+    assert "does not fit" in output and "ale-py" in output
+
+
+def test_without_a_checkpoint_a_run_begins_anew_over_what_it_left(
+    undisturbed: Workspace, stopped_late: Workspace, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path / "copy")
+    shutil.copytree(stopped_late.root, workspace.root)
+    (workspace.folder / "checkpoint.parquet").unlink()
+    assert "from step 0" in workspace.train()
+    workspace.evaluate()
+    assert workspace.result() == undisturbed.result()

@@ -1,0 +1,570 @@
+"""Configuration: what is allowed, how layers lie over each other, what an error says."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+from workspace import make_workspace
+
+from drama.agent.settings import ATARI_100K, Recipe, Settings
+from drama.errors import ConfigurationError
+from drama.pipeline.config import (
+    Layer,
+    Preset,
+    load_experiment,
+    load_preset,
+    parse_assignment,
+    parse_yaml,
+    preset_layers,
+    preset_names,
+    read_mapping,
+    read_recipe_text,
+    resolve,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = ROOT / "config" / "presets"
+EXPERIMENT = "preset: tiny\ngames: {Pong: {}}\nseeds: [0]\ndevice: cpu\nresults: results\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's folder with presets, the current one."""
+    make_workspace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(text: str | bytes) -> Path:
+    path = Path("config/written.yaml")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def load_all(path: Path) -> list[Preset]:
+    """Resolve an experiment's games as `plan` does."""
+    experiment = load_experiment(path)
+    return [
+        load_preset(experiment.preset, Layer(str(path), data, prefix=f"games.{game}"))
+        for game, data in experiment.games.items()
+    ]
+
+
+# --- presets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", preset_names(PRESETS))
+def test_every_preset_loads_and_is_frozen(name: str) -> None:
+    preset = load_preset(name, folder=PRESETS)
+    with pytest.raises(ValidationError):
+        preset.training.total_steps = 1  # type: ignore[misc]
+    assert preset.complete_protocol == (name.split("-")[0] in ("xs", "s"))
+
+
+def test_size_xs_has_the_published_values() -> None:
+    xs = load_preset("xs", folder=PRESETS)
+    game, replay, model = xs.environment, xs.replay, xs.world_model
+    assert (game.action_repeat, game.image_size, game.max_frames) == (4, 64, 108_000)
+    assert (game.actions, replay.sampling) == ("minimal", "dfs")
+    assert (game.repeat_action_probability, game.no_op_starts) == (0, 0)
+    assert game.life_loss_terminates == "learning"
+    assert (replay.world_model_temperature, replay.imagination_temperature) == (10, 10)
+    assert (replay.alpha, replay.beta, replay.capacity) == (1, 1, 100_000)
+    assert (model.channels, model.strides) == ((16, 32, 48, 64, 64), (1, 2, 2, 2, 2))
+    assert (model.categoricals, model.classes, model.uniform_mix) == (32, 32, 0.01)
+    assert (model.batch_size, model.sequence_length, model.free_nats) == (16, 128, 1)
+    assert (model.dynamics_weight, model.representation_weight) == (1, 0.1)
+    assert (model.bins, model.bin_limit, model.head_hidden) == (255, 20, 256)
+    sequence, behaviour = xs.sequence_model, xs.behaviour
+    assert (sequence.kind, sequence.width, sequence.blocks, sequence.dropout) == (
+        "mamba2", 512, 2, 0.1,
+    )  # fmt: skip
+    assert (sequence.state_size, sequence.convolution_width) == (16, 4)
+    assert (sequence.expand, sequence.head_width) == (2, 64)
+    assert (behaviour.contexts, behaviour.context_length, behaviour.horizon) == (1024, 8, 16)
+    assert (behaviour.discount, behaviour.lambda_, behaviour.entropy_weight) == (0.985, 0.95, 3e-4)
+    assert (behaviour.actor_hidden, behaviour.critic_hidden, behaviour.layers) == (256, 512, 3)
+    assert (behaviour.return_percentiles, behaviour.return_ema) == ((0.05, 0.95), 0.99)
+    assert (behaviour.slow_critic_ema, behaviour.act_on, behaviour.acting_window) == (
+        0.98, "prior", 16,
+    )  # fmt: skip
+    assert (behaviour.temperature, behaviour.epsilon, behaviour.as_published) == (1, 0, False)
+    for optimiser, clip, decay in (
+        (model.optimiser, 1000, 1e-4),
+        (behaviour.optimiser, 100, 0),
+    ):
+        assert optimiser.decay_spares == "nothing"
+        assert (optimiser.learning_rate, optimiser.warmup_updates) == (4e-5, 1000)
+        assert (optimiser.beta1, optimiser.beta2, optimiser.epsilon) == (0.9, 0.999, 1e-20)
+        assert (optimiser.clip_norm, optimiser.weight_decay) == (clip, decay)
+    training = xs.training
+    assert (training.total_steps, training.random_steps) == (100_000, 1032)
+    assert (training.world_model_every, training.behaviour_every) == (1, 1)
+    assert (xs.evaluation.episodes, len(ATARI_100K)) == (100, 26)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value"),
+    [
+        ("xs-as-published", ("behaviour", "as_published"), True),
+        ("xs-exempt-decay", ("world_model", "optimiser", "decay_spares"), "gains_and_dynamics"),
+    ],
+)
+def test_an_ablation_changes_one_thing(name: str, keys: tuple[str, ...], value: object) -> None:
+    expected: Any = load_preset("xs", folder=PRESETS).model_dump()
+    *sections, key = keys
+    section = expected
+    for step in sections:
+        section = section[step]
+    assert section[key] != value
+    section[key] = value
+    assert load_preset(name, folder=PRESETS).model_dump() == expected
+
+
+def test_size_s_doubles_the_channels_and_nothing_else() -> None:
+    xs, s = (load_preset(name, folder=PRESETS) for name in ("xs", "s"))
+    doubled = tuple(2 * channels for channels in xs.world_model.channels)
+    model = xs.world_model.model_copy(update={"channels": doubled})
+    assert s == xs.model_copy(update={"world_model": model})
+
+
+def test_later_layers_win_key_by_key() -> None:
+    layers = [
+        *preset_layers("quick", PRESETS),
+        Layer("a", {"behaviour": {"horizon": 7, "lambda": 0.5}}),
+        Layer("b", {"behaviour": {"horizon": 9}}),
+    ]
+    behaviour = resolve(Preset, layers).behaviour
+    assert (behaviour.horizon, behaviour.lambda_, behaviour.context_length) == (9, 0.5, 4)
+
+
+def test_presets_that_start_from_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("base: two\n")
+    (tmp_path / "two.yaml").write_text("base: one\n")
+    with pytest.raises(ConfigurationError, match=r"two\.yaml: base.*one -> two -> one"):
+        preset_layers("one", tmp_path)
+
+
+@pytest.mark.parametrize("base", ["quikc", "5", "[quick]", "{}"])
+def test_a_preset_that_starts_from_nothing_is_refused(tmp_path: Path, base: str) -> None:
+    (tmp_path / "quick.yaml").write_text("{}\n")
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(ConfigurationError, match=r"mine\.yaml: base = .*no such preset.*quick"):
+        preset_layers("mine", tmp_path)
+
+
+def test_without_presets_it_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="project's root"):
+        load_preset("xs", folder=tmp_path)
+
+
+# --- YAML ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("1E5", 100_000), ("-1.5e+3", -1500), (".5", 0.5), ("5.", 5),
+        ("1.0e5", 100_000), ("1e-1", 0.1), ("1e16", 1e16), ("-.inf", -math.inf),
+        ("1.0e-3", 1e-3), ("4", 4), ("-3", -3), ("100_000", 100_000), (".inf", math.inf),
+        ("010", "010"), ("0x1F", "0x1F"), ("1:30", "1:30"), ("2024-01-01", "2024-01-01"),
+        ("1e", "1e"), ("e5", "e5"), ("1.2.3", "1.2.3"), ("true", True), ("no", False),
+        ("", None), ("[1, 2.5e0]", [1, 2.5]), ("{a: {b: 1}}", {"a": {"b": 1}}),
+        ("{a: &x {b: 1}, c: {<<: *x, d: 2}}", {"a": {"b": 1}, "c": {"b": 1, "d": 2}}),
+    ],
+)  # fmt: skip
+def test_yaml_reads_what_people_mean(text: str, value: object) -> None:
+    read = parse_yaml(text, "here")
+    assert read == value and type(read) is type(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_float_written_by_python_is_read_back(value: float) -> None:
+    assert parse_yaml(repr(value), "here") == value
+
+
+@given(st.integers())
+def test_an_integer_written_by_python_is_read_back(value: int) -> None:
+    assert parse_yaml(str(value), "here") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\na: 2\n", "here, line 2: .*'a' is given twice"),
+        ("x:\n  a: 1\n  b: 2\n  a: 3\n", "here, line 4: .*'a' is given twice"),
+        ("? [a, b]\n: 1\n", "here, line 1: .*cannot be a key"),
+        ("? {a: 1}\n: 1\n", "here, line 1: .*cannot be a key"),
+        ("a: [1, 2\n", "here, line 2: "),
+        ("a:\tb\n\tc\n", "here, line "),
+        ("--- 1\n--- 2\n", "here, line 2: "),
+        ("a: !!python/object/apply:os.system [true]\n", "here, line 1: .*python/object"),
+        ("a: !!binary aGVsbG8=\n", "here: not valid YAML"),
+        ("a: !!set {b}\n", "here: not valid YAML"),
+        ("&a {b: *a}\n", "here: not valid YAML"),
+        ("a: \0\n", "here: not valid YAML"),
+        ('a: "\\ud800"\n', "here: not valid YAML: not UTF-8 text"),
+        ("[" * 3000, "here: not valid YAML"),
+    ],
+)
+def test_what_is_not_yaml_is_located(text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        parse_yaml(text, "here")
+
+
+@given(st.binary(max_size=60) | st.text("ab:-[]{}&*!?|>'\"%@`#,<1. \n\t", max_size=40))
+def test_whatever_lies_in_a_file_is_read_or_explained(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes | str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    try:
+        assert isinstance(read_mapping(path), dict)
+    except ConfigurationError as error:
+        assert str(path) in str(error)
+
+
+# --- errors name the key, the value, the file and what is allowed -------------------------------
+
+GAME = "games.Pong."
+WRONG_SETTINGS = [
+    # A game's overrides, and what the error must say.
+    ("{environment: {actions: 31}}", [GAME + "environment.actions = 31", "minimal, full"]),
+    ("{environment: {actions: ful}}", ["= 'ful'", "Did you mean 'full'"]),
+    ("{environment: {repeat_action_probability: 1}}", ["repeat_action_probability = 1", "than 1"]),
+    ("{environment: {no_op_starts: -1}}", ["no_op_starts = -1", "at least 0"]),
+    ("{environment: {no_op_starts: 1.5}}", ["no_op_starts = 1.5", "whole number"]),
+    ("{environment: {no_op_starts: 200}}", [GAME + "environment.no_op_starts = 200", "max_frames"]),
+    ("{environment: {life_loss_terminates: true}}", ["= True", "learning, nothing, episode"]),
+    ("{behaviour: {temperature: 0}}", [GAME + "behaviour.temperature = 0", "at least 0.01"]),
+    ("{behaviour: {epsilon: 1.1}}", [GAME + "behaviour.epsilon = 1.1", "at most 1"]),
+    ("{behaviour: {as_published: 1}}", ["as_published = 1", "true or false"]),
+    ("{world_model: {optimiser: {decay_spares: none}}}", ["= 'none'", "gains_and_dynamics"]),
+    ("{behaviour: {horizon: -1}}", [GAME + "behaviour.horizon = -1", "at least 1"]),
+    ("{behaviour: {horizon: 1.5}}", [GAME + "behaviour.horizon = 1.5", "whole number"]),
+    ("{behaviour: {horizon: three}}", ["= 'three'", "whole number"]),
+    ("{behaviour: {horizon: true}}", ["= True", "whole number"]),
+    ("{behaviour: {horizon: '5'}}", ["= '5'", "whole number"]),
+    ("{behaviour: {horizon: }}", ["= None", "whole number"]),
+    ("{behaviour: {horizon: [5]}}", ["= [5]", "whole number"]),
+    ("{behaviour: {discount: 1.1}}", ["= 1.1", "at most 1"]),
+    ("{behaviour: {discount: .nan}}", ["= nan"]),
+    ("{behaviour: {discount: '0.9'}}", ["= '0.9'", "expected a number"]),
+    ("{behaviour: {slow_critic_ema: 1}}", ["= 1", "less than 1"]),
+    ("{behaviour: {return_percentiles: [0.95, 0.05]}}", ["[0.95, 0.05]", "smaller"]),
+    ("{behaviour: {return_percentiles: [0.05]}}", [GAME + "behaviour.return_perc", "too few"]),
+    ("{behaviour: {return_percentiles: [0, 0.5, 1]}}", ["at most 2"]),
+    ("{world_model: {optimiser: {learning_rate: 0}}}", ["learning_rate = 0", "more than 0"]),
+    ("{world_model: {optimiser: {learning_rate: .inf}}}", ["= inf", "finite"]),
+    ("{world_model: {optimiser: {weight_decay: -1e-4}}}", ["= -0.0001", "at least 0"]),
+    ("{world_model: {channels: 16}}", ["channels = 16", "a list"]),
+    ("{world_model: {channels: [4, x, 8]}}", ["channels[1] = 'x'", "whole number"]),
+    ("{world_model: {channels: []}}", ["channels = []", "at least 1"]),
+    ("{replay: {shuffle_rewards: 1}}", ["shuffle_rewards = 1", "true or false"]),
+    ("{replay: {sampling: DFS}}", ["= 'DFS'", "dfs, uniform"]),
+    ("{replay: {capacity: 1_000_000_000_000}}", ["capacity = 1000000000000", "at most"]),
+    ("{sequence_model: {kind: mamba3}}", ["= 'mamba3'", "Did you mean 'mamba", "gru"]),
+    ("{training: {total_steps: 40}}", [GAME + "training.total_steps = 40", "random_steps = 40"]),
+    ("{training: {random_steps: 161}}", [GAME + "training.random_steps = 161", "total_steps = 16"]),
+    # Keys.
+    ("{behaviour: {horizn: 3}}", [GAME + "behaviour.horizn = 3", "Did you mean 'horizon'"]),
+    ("{behavior: {horizon: 3}}", [GAME + "behavior = ", "Did you mean 'behaviour'"]),
+    ("{behaviour: {lambda_: 0.5}}", ["lambda_ = 0.5", "Did you mean 'lambda'"]),
+    ("{behaviour: {no: 1}}", ["behaviour.false = 1", "unknown key"]),
+    ("{behaviour: 5}", [GAME + "behaviour = 5", "section", "horizon"]),
+    ("{behaviour: [horizon]}", [GAME + "behaviour = ['horizon']", "section"]),
+    ("{base: xs}", [GAME + "base = 'xs'", "unknown key"]),
+    # What is fine alone, but not together.
+    ("{world_model: {sequence_length: 71}}", [GAME + "world_model.sequence_length = 71", "70"]),
+    ("{behaviour: {context_length: 71}}", [GAME + "behaviour.context_length = 71", "70"]),
+    ("{world_model: {batch_size: 34}}", [GAME + "world_model.batch_size = 34", "41", "40"]),
+    ("{behaviour: {contexts: 38}}", [GAME + "behaviour.contexts = 38", "41", "40"]),
+    ("{replay: {capacity: 7}}", [GAME + "replay.capacity = 7", "sequence_length = 8"]),
+    ("{world_model: {strides: [4, 2]}}", [GAME + "world_model.strides = [4, 2]", "(2)", "(3)"]),
+    ("{world_model: {kernel: 4}}", [GAME + "world_model.kernel = 4", "odd"]),
+    ("{world_model: {strides: [3, 2, 2]}}", ["strides, 12, must divide", "image_size = 64"]),
+    ("{environment: {image_size: 60}}", [GAME + "environment.image_size = 60", "strides, 16"]),
+    ("{sequence_model: {head_width: 48}}", [GAME + "sequence_model.head_width = 48", "64"]),
+    (
+        "{sequence_model: {kind: transformer, width: 9, head_width: 3}}",
+        [GAME + "sequence_model.head_width = 3", "even"],
+    ),
+    ("{sequence_model: {width: 40}}", [GAME + "sequence_model.width = 40", "80"]),
+    ("{training: {random_steps: 8}}", [GAME + "training.random_steps = 8", "9 stored"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), WRONG_SETTINGS, ids=lambda value: str(value)[:50])
+def test_a_wrong_setting_is_explained(folder: Path, overrides: str, said: list[str]) -> None:
+    path = written(EXPERIMENT.replace("{Pong: {}}", f"{{Pong: {overrides}}}"))
+    with pytest.raises(ConfigurationError) as caught:
+        load_all(path)
+    text = str(caught.value)
+    assert all(word in text for word in said), text
+    assert text.startswith(f"{path}: games.Pong."), text
+    assert "Input should be" not in text and caught.value.exit_code == 2
+
+
+def test_the_largest_batch_that_fits_is_allowed(folder: Path) -> None:
+    path = written(
+        EXPERIMENT.replace(
+            "{Pong: {}}", "{Pong: {world_model: {batch_size: 33}, behaviour: {contexts: 37}}}"
+        )
+    )
+    assert load_all(path)[0].world_model.batch_size == 33
+
+
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [
+        ("replay.capacity", 10_000_000),
+        ("world_model.batch_size", 65_536),
+        ("world_model.sequence_length", 10_000),
+        ("world_model.optimiser.warmup_updates", 10_000_000),
+        ("behaviour.contexts", 65_536),
+        ("behaviour.context_length", 10_000),
+        ("behaviour.horizon", 10_000),
+        ("behaviour.acting_window", 10_000),
+        ("behaviour.optimiser.warmup_updates", 10_000_000),
+        ("training.world_model_every", 1_000_000),
+        ("training.behaviour_every", 1_000_000),
+        ("training.log_every", 1_000_000),
+        ("evaluation.episodes", 100_000),
+        ("evaluation.environments", 1000),
+        ("evaluation.enough_same", 100_000),
+        ("training.total_steps", 1_000_000_000),
+    ],
+)
+def test_a_number_beyond_all_sense_is_refused(key: str, most: int) -> None:
+    """Only by its own bound: what is too large for a run of this length is another matter."""
+    section, *rest = key.split(".")
+    assigned = parse_assignment(f"{key}={most}")
+    value: Any = resolve(Preset, [*preset_layers("xs", PRESETS), assigned])
+    for name in (section, *rest):
+        value = getattr(value, name)
+    assert value == most
+    for more in (f"{most + 1}", f"{2 * most:e}"):
+        with pytest.raises(ConfigurationError, match=f"--set: {key} = .*must be at most {most}$"):
+            load_preset("xs", parse_assignment(f"{key}={more}"), folder=PRESETS)
+
+
+@pytest.mark.parametrize("text", ["160000", "160_000", "1.6e5", "16e4", "160000.0"])
+def test_a_whole_number_is_one_however_it_is_written(text: str) -> None:
+    preset = load_preset("xs", parse_assignment(f"training.total_steps={text}"), folder=PRESETS)
+    assert '"total_steps":160000,' in preset.model_dump_json(), "or its fingerprint is another"
+
+
+@pytest.mark.parametrize("text", ["1", "1.0", "1e0"])
+def test_a_number_stays_one_however_it_is_written(text: str) -> None:
+    preset = load_preset("xs", parse_assignment(f"replay.alpha={text}"), folder=PRESETS)
+    assert '"alpha":1.0,' in preset.model_dump_json(), "or its fingerprint is another"
+
+
+WRONG_EXPERIMENTS = [
+    ("Pong", "Pnog", ["games.Pnog", "unknown game", "Did you mean 'Pong'", "UpNDown", "Catch8"]),
+    ("Pong", "pong", ["games.pong", "Did you mean 'Pong'"]),
+    ("Pong", "Spaceinvaders", ["games.Spaceinvaders", "Did you mean 'SpaceInvaders'"]),
+    ("Pong", "ALE/Pong-v5", ["games.ALE/Pong-v5", "unknown game"]),
+    ("{Pong: {}}", "[Pong, Krull]", ["games = ['Pong', 'Krull']", "{Pong: {}, Krull: {}}"]),
+    ("{Pong: {}}", "Pong", ["games = 'Pong'", "{Pong: {}, Krull: {}}"]),
+    ("{Pong: {}}", "{}", ["games = {}", "at least one"]),
+    ("{Pong: {}}", "", ["games = None", "keys and values"]),
+    ("games: {Pong: {}}\n", "", ["games: missing"]),
+    ("{Pong: {}}", "{Pong: 5}", ["games.Pong = 5", "keys and values"]),
+    ("{Pong: {}}", "{Pong: 0}", ["games.Pong = 0", "keys and values"]),
+    ("{Pong: {}}", "{Pong: no}", ["games.Pong = False", "keys and values"]),
+    ("{Pong: {}}", "{Pong: []}", ["games.Pong = []", "keys and values"]),
+    ("{Pong: {}}", "{no: {}}", ["games.false", "unknown game"]),
+    ("[0]", "0", ["seeds = 0", "a list"]),
+    ("[0]", "[-1]", ["seeds[0] = -1", "at least 0"]),
+    ("[0]", "[0, 4294967296]", ["seeds[1] = 4294967296", "less than 2147483648"]),
+    ("[0]", "[1, 1]", ["seeds = [1, 1]", "twice"]),
+    ("[0]", "[]", ["seeds = []", "at least 1"]),
+    ("[0]", "[yes]", ["seeds[0] = True", "whole number"]),
+    ("[0]", "[010]", ["seeds[0] = '010'", "whole number"]),
+    ("cpu", "gpu", ["device = 'gpu'", "Did you mean 'cpu'", "auto, cpu, cuda"]),
+    ("results: results", "results: a\nbackend: triton", ["backend = 'triton'", "auto, torch"]),
+    ("cpu", "no", ["device = False", "auto, cpu, cuda"]),
+    ("tiny", "tyni", ["preset = 'tyni'", "Did you mean 'tiny'", "quick", "config/presets"]),
+    ("tiny", "5", ["preset = 5", "a word"]),
+    ("tiny", "../xs", ["preset = '../xs'", "no such preset"]),
+    ("seeds", "sedes", ["sedes = [0]", "Did you mean 'seeds'"]),
+    ("results: results", "results: ''", ["results = ''", "name a folder"]),
+    ("results: results", "results: ' '", ["results = ' '", "name a folder"]),
+    ("results: results", 'results: "a\\0b"', ["results = 'a\\x00b'", "name a folder"]),
+    ("results: results", "results: ~/a", ["results = '~/a'", "~ is not understood"]),
+    ("results: results", "results: config/config.yaml", ["config/config.yaml is a file"]),
+    ("results: results", "results: config/config.yaml/a", ["config/config.yaml is a file"]),
+    ("results: results", "results: a\nruns_per_gpu: 101", ["runs_per_gpu = 101", "at most 100"]),
+    ("results: results", "results: [a]", ["results = ['a']", "a word"]),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "said"), WRONG_EXPERIMENTS, ids=lambda v: str(v)[:40])
+def test_a_wrong_experiment_is_explained(folder: Path, old: str, new: str, said: list[str]) -> None:
+    assert old in EXPERIMENT
+    path = written(EXPERIMENT.replace(old, new))
+    with pytest.raises(ConfigurationError) as caught:
+        load_all(path)
+    assert all(word in str(caught.value) for word in [str(path), *said]), str(caught.value)
+
+
+def test_results_can_lie_anywhere(folder: Path) -> None:
+    path = written(EXPERIMENT.replace("results: results", f"results: {folder}/new/folder"))
+    assert load_experiment(path).results == f"{folder}/new/folder"
+
+
+def test_any_game_that_ale_py_knows_can_be_named(folder: Path) -> None:
+    path = written(EXPERIMENT.replace("{Pong: {}}", "{Pong: {}, SpaceInvaders: {}}"))
+    assert list(load_experiment(path).games) == ["Pong", "SpaceInvaders"]
+
+
+def test_the_26_games_are_planned_without_loading_an_emulator() -> None:
+    program = (
+        "import sys; from pathlib import Path; from drama.pipeline.recipes import plan;"
+        "assert len(plan(Path('config/config.yaml'), write=False).runs) == 130;"
+        "assert not {'ale_py', 'cv2', 'gymnasium', 'torch'} & set(sys.modules), sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_a_game_with_nothing_behind_it_is_played_as_the_preset_says(folder: Path) -> None:
+    path = written(EXPERIMENT.replace("games: {Pong: {}}", "games:\n  Pong:\n  Krull: {}"))
+    assert load_experiment(path).games == {"Pong": {}, "Krull": {}}
+
+
+def test_what_is_no_text_or_no_mapping_is_explained(folder: Path) -> None:
+    for content, said in ((b"preset: \xff", "UTF-8"), (b"- a\n", "['a']"), (b"", "nothing")):
+        with pytest.raises(ConfigurationError, match=r"config/written\.yaml") as caught:
+            load_experiment(written(content))
+        assert said in str(caught.value)
+    for missing in (Path("config/nowhere.yaml"), Path("config")):
+        with pytest.raises(ConfigurationError, match=f"{missing}: cannot be read"):
+            load_experiment(missing)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"games": ["Pong", "Krul"]}, "command line: games.Krul: .*'Krull'"),
+        ({"games": ["Pong", "Pong"]}, "command line: games = .*twice"),
+        ({"seeds": [1, 1]}, "command line: seeds = .*twice"),
+        ({"seeds": ["x"]}, r"command line: seeds\[0\] = 'x'"),
+        ({"preset": "qick"}, "command line: preset = 'qick'.*'quick'"),
+        ({"sedes": [1]}, "command line: sedes = .*'seeds'"),
+    ],
+)
+def test_a_wrong_word_on_the_command_line_is_not_blamed_on_the_file(
+    folder: Path, overrides: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        load_experiment(written(EXPERIMENT), overrides)
+
+
+def test_games_from_the_command_line_keep_the_overrides_of_the_file(folder: Path) -> None:
+    path = written(EXPERIMENT.replace("{Pong: {}}", "{Pong: {replay: {alpha: 2}}, Krull: {}}"))
+    games = load_experiment(path, {"games": ["Boxing", "Pong"], "seeds": None}).games
+    assert games == {"Boxing": {}, "Pong": {"replay": {"alpha": 2}}}
+
+
+def leaves(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from leaves(annotation, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@pytest.mark.parametrize("path", list(leaves(Settings)), ids=".".join)
+def test_every_setting_is_typed_required_and_known_by_name(
+    path: tuple[str, ...], preset: Callable[..., Preset]
+) -> None:
+    *sections, key = path
+
+    def layer(name: str, value: object) -> dict[str, Any]:
+        data: dict[str, Any] = {name: value}
+        for section in reversed(sections):
+            data = {section: data}
+        return data
+
+    where = ".".join(path)
+    with pytest.raises(ConfigurationError, match=rf"test: {where} = \{{'a': 1\}}: "):
+        preset("quick", layer(key, {"a": 1}))
+    with pytest.raises(ConfigurationError, match=rf"test: {where}x = 1: .*Did you mean '{key}'"):
+        preset("quick", layer(f"{key}x", 1))
+    base = preset_layers("xs", PRESETS)[0]
+    data: Any = base.data
+    for section in sections:
+        data = data[section]
+    del data[key]
+    with pytest.raises(ConfigurationError, match=f"{where}: missing"):
+        resolve(Preset, [base])
+
+
+# --- assignments and recipes ---------------------------------------------------------------------
+
+
+def test_an_assignment_is_a_typed_layer() -> None:
+    layer = parse_assignment("world_model.optimiser.learning_rate=1e-3")
+    assert layer.data == {"world_model": {"optimiser": {"learning_rate": 1e-3}}}
+    assert parse_assignment(" replay.sampling = uniform ").data == {
+        "replay": {"sampling": "uniform"}
+    }
+    assert parse_assignment("world_model.channels=[1, 2]").data["world_model"] == {
+        "channels": [1, 2]
+    }
+
+
+@pytest.mark.parametrize("text", ["", "=", "=5", "training.total_steps", "a=[1"])
+def test_an_assignment_that_is_none_is_explained(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="--set"):
+        parse_assignment(text)
+
+
+def test_a_recipe_is_checked_like_configuration(tmp_path: Path) -> None:
+    settings = load_preset("quick", folder=PRESETS).settings()
+    recipe = Recipe(
+        format=1, preset="quick", game="Pong", seed=0, settings=settings, code="c", runtime="r"
+    )
+    path = tmp_path / "seed0.json"
+    text = recipe.model_dump_json(by_alias=True)
+    path.write_text(text)
+    assert read_recipe_text(path) == (recipe, text)
+    path.write_text(text.replace('"Pong"', '"SpaceInvaders"'))
+    assert read_recipe_text(path)[0].game == "SpaceInvaders"
+    assert "ancestor" not in text, "a run that begins at step 0 has the recipe it always had"
+    longer = text.replace('"runtime":"r"', f'"runtime":"r","ancestor":"{"a" * 64}"')
+    path.write_text(longer)
+    assert read_recipe_text(path)[0] == recipe.model_copy(update={"ancestor": "a" * 64})
+    assert read_recipe_text(path)[0].model_dump_json(by_alias=True) == longer
+    for old, new, said in (
+        ('"Pong"', '"Pnog"', "game = 'Pnog': unknown game. Did you mean 'Pong'"),
+        ('"seed":0', '"seed":-1', "seed: must be at least 0"),
+        ('"horizon":5', '"horizon":5.5', "settings.behaviour.horizon: expected a whole number"),
+        ('"horizon":5', '"horizont":5', "settings.behaviour.horizon"),
+        ('"strides":[4,2,2]', '"strides":[4,2]', "as many world_model.strides (2) as"),
+        ('"format":1', '"format":2', "format: "),
+        ('"runtime":"r"', '"runtime":"r","ancestor":"a/../b"', "ancestor: "),
+        ("{", "", "not a recipe"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(ConfigurationError, match=str(path)) as caught:
+            read_recipe_text(path)
+        assert said in str(caught.value)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigurationError, match="not a recipe"):
+        read_recipe_text(path)
+    with pytest.raises(ConfigurationError, match=r"no recipe there.*drama plan"):
+        read_recipe_text(tmp_path / "nowhere.json")

@@ -1,0 +1,434 @@
+"""`drama record` and what follows from it: real DVC, real files, a folder as remote, real kills."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc_project import GAMES, STAGES, Clone, make_trained, records, sha256
+from test_pipeline import NOTHING
+
+from drama.pipeline.artifacts.ledger import Recorded, record
+from drama.pipeline.artifacts.store import NotFetched, fetch
+
+pytestmark = pytest.mark.xdist_group("ledger")
+
+CLEAN = "Data and pipelines are up to date."
+SNAKEMAKE = ("snakemake", "--profile", "local")
+CHECKPOINT = Path("results/tiny/runs/Pong/seed0/checkpoint.parquet")
+# The real command, which a SIGKILL ends at one place: just before or just after a call.
+KILLED = """
+import os, signal, sys
+from drama.pipeline.artifacts import ledger, lockfile, repository
+place, when, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+owner, name = {
+    "commit": (repository.Repository, "commit"), "replace": (os, "replace"),
+    "link": (os, "link"), "rename": (os, "rename"), "write": (ledger, "write_ledger"),
+}[place]
+usual, seen = getattr(owner, name), 0
+
+def struck(*arguments, **options):
+    global seen
+    seen += 1
+    if seen == count and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    done = usual(*arguments, **options)
+    if seen == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+setattr(owner, name, struck)
+sys.argv = ["drama", "record"]
+from drama.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    return make_trained(tmp_path_factory.mktemp("trained") / "clone")
+
+
+@pytest.fixture(scope="module")
+def recorded(trained: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """Recorded, pushed and committed."""
+    clone = trained.copy(tmp_path_factory.mktemp("recorded") / "copy")
+    assert f"{STAGES} stages, {STAGES} recorded" in clone.run("drama", "record")
+    clone.run("dvc", "push", "--quiet")
+    clone.commit()
+    return clone
+
+
+@pytest.fixture
+def fresh(trained: Clone, tmp_path: Path) -> Clone:
+    """A copy with whole runs, not recorded yet."""
+    return trained.copy(tmp_path / "copy")
+
+
+@pytest.fixture
+def project(recorded: Clone, tmp_path: Path) -> Clone:
+    """A copy with everything recorded."""
+    return recorded.copy(tmp_path / "copy")
+
+
+@pytest.fixture
+def other(recorded: Clone, tmp_path: Path) -> Clone:
+    """Another user's clone: what git holds, and nothing else."""
+    shutil.copytree(recorded.root.parent / "drama-artifacts", tmp_path / "drama-artifacts")
+    return recorded.clone(tmp_path / "other")
+
+
+@pytest.fixture
+def record_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Clone], Recorded]:
+    """`drama record` without a process of its own."""
+
+    def run(clone: Clone) -> Recorded:
+        monkeypatch.chdir(clone.root)
+        return record()
+
+    return run
+
+
+def stages(clone: Clone) -> dict[str, object]:
+    found: dict[str, object] = yaml.safe_load(clone.lock())["stages"]
+    return found
+
+
+def status(clone: Clone) -> set[str]:
+    """The stages that `dvc status` names."""
+    return set(json.loads(clone.run("dvc", "status", "--json").splitlines()[-1]))
+
+
+def record_of(clone: Clone, game: str) -> Path:
+    """A run's record, from the project's root."""
+    (path,) = clone.folder(game).glob("run-*.json")
+    return path.relative_to(clone.root)
+
+
+# --- recording -----------------------------------------------------------------------------------
+
+
+def test_what_is_recorded_is_what_dvc_finds(recorded: Clone) -> None:
+    assert CLEAN in recorded.run("dvc", "status")
+    assert {f"train@{game}-0" for game in GAMES} < set(stages(recorded))
+    for game in GAMES:
+        assert recorded.present(game) == recorded.blobs(game)
+        checkpoint = (recorded.folder(game) / "checkpoint.parquet").stat()
+        assert not checkpoint.st_mode & 0o222 and checkpoint.st_nlink == 2
+    recorded.assert_cache_is_sound()
+
+
+def test_a_second_time_changes_nothing(
+    project: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    before = (project.root / "dvc.lock").stat()
+    done = record_in(project)
+    assert (done.recorded, done.notes, done.problems) == ([], [], [])
+    after = (project.root / "dvc.lock").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_metrics_plots_and_the_graph_speak_of_the_report(project: Clone) -> None:
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json"))
+    metrics = shown[""]["data"]["results/tiny/report/metrics.json"]["data"]
+    assert set(metrics["human_normalised_score"]) == set(GAMES)
+    assert {"mean", "median", "interquartile_mean", "optimality_gap"} < set(metrics)
+    project.run("dvc", "plots", "show", "--quiet")
+    page = (project.root / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert all(game in page for game in GAMES) and "human_normalised_score" in page
+    assert project.git("status", "--porcelain") == ""
+    graph = project.run("dvc", "dag", "--md", "report")
+    assert len(re.findall(r"node\d+\[", graph)) == STAGES
+
+
+def test_a_games_entry_concerns_that_game_and_the_report(project: Clone) -> None:
+    project.replace("config/config.yaml", "Pong: {}", "Pong: {replay: {alpha: 0.5}}")
+    project.run("drama", "plan")
+    assert status(project) == {"train@Pong-0", "evaluate@Pong-0", "report"}
+    before = stages(project)
+    project.run("drama", "record")  # Pong's run is whole, but not today's
+    assert stages(project) == before
+    project.replace("config/config.yaml", "Pong: {replay: {alpha: 0.5}}", "Pong: {}")
+    project.run("drama", "plan")
+    assert status(project) == set()
+
+
+def test_a_recipe_that_is_not_todays_is_left_out(
+    fresh: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    recipe = fresh.root / "results/tiny/recipes/Pong/seed0.json"
+    recipe.write_text(recipe.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    done = record_in(fresh)
+    assert "train@Boxing-0" in done.recorded and "train@Pong-0" not in stages(fresh)
+    assert any("recipes/Pong/seed0.json" in note and "drama plan" in note for note in done.notes)
+
+
+def test_a_damaged_artifact_is_named_and_the_rest_recorded(fresh: Clone) -> None:
+    damaged = fresh.folder("Pong") / "replay/part-00000.parquet"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    output = fresh.run("drama", "record", expected=1)
+    assert str(damaged.relative_to(fresh.root)) in output and "train@Pong-0" in output
+    assert "train@Boxing-0" in stages(fresh) and "train@Pong-0" not in stages(fresh)
+    assert damaged.read_bytes() == bytes(content)
+
+
+def test_a_run_that_was_trained_again_is_recorded_again(
+    project: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    """The same fingerprint, other bytes: as from another kind of device."""
+    folder = project.folder("Pong")
+    (record_file,) = folder.glob("run-*.json")
+    document = json.loads(record_file.read_text(encoding="utf-8"))
+    for name in ("checkpoint.parquet", "training.parquet"):
+        shutil.copy(folder / name, folder / "new")
+        (folder / "new").chmod(0o644)
+        with (folder / "new").open("ab") as file:
+            file.write(b"another")
+        (folder / "new").replace(folder / name)
+        item = next(item for item in document["artifacts"] if item["path"] == name)
+        item["sha256"] = sha256(folder / name)
+    record_file.write_text(json.dumps(document), encoding="utf-8")
+    done = record_in(project)
+    assert "train@Pong-0" in done.recorded and "train@Boxing-0" not in done.recorded
+    assert status(project) == set()
+
+
+@pytest.mark.parametrize("missing", [".dvc", ".git", "dvc.yaml"])
+def test_without_dvc_there_is_nothing_to_record(fresh: Clone, missing: str) -> None:
+    path = fresh.root / missing
+    path.rename(path.with_name("away"))
+    output = fresh.run("drama", "record")
+    assert len(output.splitlines()) == 1 and "nothing recorded" in output
+
+
+def test_other_results_are_left_alone(fresh: Clone) -> None:
+    assert "results/quick: not found" in fresh.run("drama", "record", "results/quick", expected=2)
+    (fresh.root / "results/quick").mkdir()
+    output = fresh.run("drama", "record", "results/quick")
+    assert len(output.splitlines()) == 1
+    assert "results/quick" in output and "results/tiny" in output
+    assert not (fresh.root / "dvc.lock").exists()
+
+
+def test_a_dvc_yaml_of_other_games_is_said_so_and_the_rest_recorded(
+    fresh: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    fresh.replace("config/config.yaml", "Boxing: {}", "Boxing: {}\n  Krull: {}")
+    done = record_in(fresh)
+    assert any("drama stages" in problem for problem in done.problems)
+    assert {"train@Boxing-0", "train@Pong-0"} <= set(stages(fresh))
+
+
+def test_snakemake_records_when_it_ends_well_and_when_it_does_not(fresh: Clone) -> None:
+    (stamp,) = fresh.results("report/report-*.json")
+    stamp.unlink()
+    fresh.run(*SNAKEMAKE)
+    before = stages(fresh)
+    assert len(before) == STAGES
+
+    (fresh.root / "dvc.lock").unlink()
+    (lost,) = fresh.results("runs/Pong/seed0/evaluation-*.parquet")
+    lost.unlink()
+    checkpoint = fresh.folder("Pong") / "checkpoint.parquet"
+    checkpoint.unlink()
+    checkpoint.write_bytes(b"not a checkpoint")
+    output = fresh.run(*SNAKEMAKE, expected=1)
+    assert "Not everything is recorded" in output and "checkpoint.parquet: damaged" in output
+    assert stages(fresh)["train@Boxing-0"] == before["train@Boxing-0"]
+    assert "train@Pong-0" not in stages(fresh)
+
+
+# --- another clone -------------------------------------------------------------------------------
+
+
+def test_a_fresh_clone_trains_nothing_and_pulls_what_it_wants(
+    other: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    assert NOTHING in other.run(*SNAKEMAKE)
+    before = other.lock()
+    done = record_in(other)
+    assert (done.recorded, done.notes, done.problems) == ([], [], [])
+    assert other.lock() == before
+    assert "Running stage" not in other.run("dvc", "repro", "--dry", "--allow-missing")
+    assert not any(other.present(game) for game in GAMES), "something large was downloaded"
+
+    other.run("dvc", "pull", "--quiet", "train@Pong-0")
+    assert other.present("Pong") == other.blobs("Pong")
+    assert other.present("Boxing") == {}
+    assert not (other.folder("Pong") / "checkpoint.parquet").stat().st_mode & 0o222
+
+
+def test_a_run_that_goes_on_never_writes_into_the_cache(project: Clone) -> None:
+    """Its files are read-only links into the cache, which root's permissions do not protect."""
+    (project.root / record_of(project, "Pong")).unlink()
+    cached = list(project.stored(project.root / ".dvc/cache"))
+    written = {path: path.stat().st_mtime_ns for path in cached}
+    recipe = "results/tiny/recipes/Pong/seed0.json"
+    assert "from step 60 of 60" in project.run("drama", "train", recipe, "--device", "cpu")
+    checkpoint = (project.folder("Pong") / "checkpoint.parquet").stat()
+    assert checkpoint.st_nlink == 1 and checkpoint.st_mode & 0o200
+    assert written == {path: path.stat().st_mtime_ns for path in cached}
+
+
+def test_evaluating_fetches_the_checkpoint(other: Clone, recorded: Clone) -> None:
+    (evaluation,) = other.results("runs/Pong/seed0/evaluation-*.parquet")
+    expected = evaluation.read_bytes()
+    evaluation.unlink()
+    command = ("drama", "evaluate", "results/tiny/recipes/Pong/seed0.json", "--device", "cpu")
+    assert "fetched from remote 'artifacts'" in other.run(*command)
+    assert evaluation.read_bytes() == expected
+    assert set(other.present("Pong")) == {"checkpoint.parquet"}
+    assert other.git("status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+def test_a_bad_blob_is_named_and_never_taken(
+    other: Clone, recorded: Clone, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = other.root.parent / recorded.remote_blob("Pong").relative_to(recorded.root.parent)
+    blob.chmod(0o644)
+    if fault == "missing":
+        blob.unlink()
+    else:
+        blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    monkeypatch.chdir(other.root)
+    with pytest.raises(NotFetched) as caught:
+        fetch(record_of(other, "Pong"), "checkpoint.parquet", "train@Pong-0")
+    for word in (str(CHECKPOINT), str(blob), "dvc push train@Pong-0"):
+        assert word in str(caught.value)
+    assert not CHECKPOINT.exists() and not list(CHECKPOINT.parent.glob(".*.part"))
+
+    process = other.start("dvc", "pull")
+    output, _ = process.communicate()
+    assert process.returncode != 0, output
+    assert str(CHECKPOINT) in output or blob.name in output
+    assert "checkpoint.parquet" not in other.present("Pong")
+    assert other.present("Boxing") == other.blobs("Boxing")
+
+
+def test_a_damaged_copy_in_the_cache_is_passed_over(
+    project: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.root)
+    wanted = (record_of(project, "Pong"), "checkpoint.parquet", "train@Pong-0")
+    md5 = project.remote_blob("Pong")
+    cached = Path(".dvc/cache/files/md5") / md5.parent.name / md5.name
+    content = CHECKPOINT.read_bytes()
+    CHECKPOINT.unlink()
+    assert fetch(*wanted) == ".dvc/cache/files/md5"
+    CHECKPOINT.unlink()
+    cached.chmod(0o644)
+    cached.write_bytes(b"damaged")
+    assert "remote" in fetch(*wanted)
+    assert CHECKPOINT.read_bytes() == content
+
+
+# --- what a kill leaves --------------------------------------------------------------------------
+
+
+def conflict(text: str) -> str:
+    """What git leaves when two branches recorded Pong: this clone's entry below the other's."""
+    start = text.index("  train@Pong-0:")
+    theirs = re.sub(r"md5: \w+", f"md5: {'0' * 32}", text[start:])
+    return f"{text[:start]}<<<<<<< HEAD\n{theirs}=======\n{text[start:]}>>>>>>> theirs\n"
+
+
+STAGE_LINE = re.compile(r"^  [\w@-]+:$", re.MULTILINE)
+DAMAGES: dict[str, tuple[Callable[[str], str], str]] = {
+    "emptied": (lambda text: "", "empty"),
+    "cut": (lambda text: text[: text.index("\n", len(text) * 2 // 3) - 1], "cut off"),
+    "cut after a stage": (lambda text: text[: list(STAGE_LINE.finditer(text))[2].start()], ""),
+    "garbled": (lambda text: text.replace("outs:", "outs: ]"), "YAML"),
+    "in conflict": (conflict, "conflict"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("pulled", [True, False])
+def test_a_damaged_dvc_lock_is_repaired(
+    request: pytest.FixtureRequest,
+    record_in: Callable[[Clone], Recorded],
+    damage: str,
+    pulled: bool,
+) -> None:
+    """From the runs' files where they are here, else from what git and the backup hold."""
+    clone: Clone = request.getfixturevalue("project" if pulled else "other")
+    before = stages(clone)
+    harm, word = DAMAGES[damage]
+    (clone.root / "dvc.lock").write_text(harm(clone.lock()), encoding="utf-8")
+    done = record_in(clone)
+    assert stages(clone) == before
+    assert done.problems == []
+    assert word in " ".join(done.notes) and bool(word) == bool(done.notes)
+
+
+def test_what_dvc_was_just_linking_is_brought_back(
+    fresh: Clone, recorded: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    """DVC's own commit, in `dvc repro`, removes a file and then links it from the cache."""
+    checkpoint = fresh.folder("Pong") / "checkpoint.parquet"
+    cached = fresh.root / ".dvc/cache/files/md5/aa/its-name-is-not-looked-at"
+    cached.parent.mkdir(parents=True)
+    checkpoint.rename(cached)
+    done = record_in(fresh)
+    assert any("checkpoint.parquet: was missing" in note for note in done.notes)
+    assert stages(fresh) == stages(recorded)
+    assert fresh.present("Pong") == fresh.blobs("Pong")
+
+
+def test_without_any_earlier_dvc_lock_it_is_made_from_the_runs(
+    project: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    before = stages(project)
+    project.git("rm", "--cached", "--quiet", "dvc.lock")
+    project.git("commit", "--quiet", "--message=No ledger")
+    (project.root / "dvc.lock").write_text("", encoding="utf-8")
+    (project.root / ".dvc/tmp/dvc.lock.backup").unlink(missing_ok=True)
+    assert set(record_in(project).recorded) == set(before)
+    assert stages(project) == before
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"write": {"PATH": {"pid": 4194305, "cmd": "x"}}}'])
+def test_a_list_of_processes_that_a_kill_left_is_no_obstacle(
+    fresh: Clone, record_in: Callable[[Clone], Recorded], content: str
+) -> None:
+    path = fresh.root / ".dvc/tmp/rwlock"
+    path.parent.mkdir(exist_ok=True)
+    text = content.replace("PATH", str(fresh.folder("Pong") / "checkpoint.parquet"))
+    path.write_text(text, encoding="utf-8")
+    done = record_in(fresh)
+    assert len(done.recorded) == STAGES and done.problems == []
+    assert bool(done.notes) == (content in ("", "{"))
+
+
+@pytest.mark.parametrize(
+    ("place", "when", "count"),
+    [
+        ("commit", "before", 2),
+        ("link", "before", 2),
+        ("link", "after", 3),
+        ("rename", "before", 2),
+        ("write", "before", 1),
+        ("replace", "before", 4),
+        ("write", "after", 1),
+    ],
+)
+def test_killed_at_any_moment_it_loses_nothing(
+    fresh: Clone, recorded: Clone, place: str, when: str, count: int
+) -> None:
+    fresh.run("python", "-c", KILLED, place, when, str(count), expected=-9)
+    for game in GAMES:
+        assert fresh.present(game) == fresh.blobs(game), "a run lost a file"
+    fresh.run("drama", "record")
+    assert stages(fresh) == stages(recorded)
+    for game in GAMES:
+        assert fresh.present(game) == fresh.blobs(game)
+    fresh.assert_cache_is_sound()
+    assert records(fresh) == records(recorded)

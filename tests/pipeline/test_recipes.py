@@ -1,0 +1,498 @@
+"""Recipes: written when they change, fingerprints that follow meaning, plans that lose nothing."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workspace import EXPERIMENT, GAME, SEED, Workspace, make_workspace
+
+from drama.errors import ConfigurationError
+from drama.files import canonical_json
+from drama.pipeline.config import Preset, load_preset, parse_assignment
+from drama.pipeline.recipes import (
+    EVALUATION_CODE,
+    REPORT_CODE,
+    RUN_CODE,
+    Plan,
+    code_hash,
+    is_complete_protocol,
+    lock_hash,
+    plan,
+    read_evaluation_recipe,
+    read_recipe,
+)
+from drama.runs.folder import superseded
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = ROOT / "config" / "presets"
+CONFIG = Path("config/config.yaml")
+EVALUATION = {
+    "episodes": 5, "environments": 2, "actions": "greedy", "both": False, "enough_same": 0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.chdir(tmp_path)
+    return make_workspace(tmp_path)
+
+
+def planned(*assignments: str, **overrides: Any) -> Plan:
+    return plan(CONFIG, overrides, [parse_assignment(text) for text in assignments])
+
+
+def test_a_plan_names_what_is_to_be_made(workspace: Workspace) -> None:
+    made = planned(games=["Pong", "Krull"], seeds=[3, 1])
+    assert [(run.game, run.seed) for run in made.runs] == [
+        ("Pong", 3), ("Pong", 1), ("Krull", 3), ("Krull", 1),
+    ]  # fmt: skip
+    assert made.results == Path("results/tiny")
+    run = made.runs[0]
+    text = run.recipe.read_text(encoding="utf-8")
+    assert run.recipe == Path("results/tiny/recipes/Pong/seed3.json")
+    assert run.fingerprint == hashlib.sha256(text.encode()).hexdigest()
+    assert run.folder == Path("results/tiny/runs/Pong/seed3")
+    assert run.record == run.folder / f"run-{run.fingerprint[:16]}.json"
+    assert run.evaluation == run.folder / f"evaluation-{run.evaluation_fingerprint[:16]}.parquet"
+    report = Path("results/tiny/recipes/report.json")
+    stamp = hashlib.sha256(report.read_bytes()).hexdigest()[:16]
+    assert made.report == Path(f"results/tiny/report/report-{stamp}.json")
+    listed = json.loads(report.read_text())["runs"]
+    assert listed[0] == {
+        "game": "Pong", "seed": 3, "run": run.fingerprint,
+        "evaluation": run.evaluation_fingerprint, "folder": "runs/Pong/seed3",
+    }  # fmt: skip
+    assert len({run.fingerprint for run in made.runs}) == 4
+    assert len(listed) == 4
+
+
+def test_a_recipe_says_everything_and_is_canonical(workspace: Workspace) -> None:
+    run = planned().runs[0]
+    text = run.recipe.read_text(encoding="utf-8")
+    data = json.loads(text)
+    assert text == canonical_json(data)
+    assert data["settings"] == load_preset("tiny").settings().model_dump(mode="json", by_alias=True)
+    assert (data["game"], data["seed"], data["preset"]) == (GAME, SEED, "tiny")
+    assert data["code"] == code_hash(RUN_CODE)
+    assert data["runtime"] == lock_hash(workspace.root / "containers/run.lock")
+    read = read_recipe(run.recipe)
+    assert (read.fingerprint, read.folder, read.record) == (run.fingerprint, run.folder, run.record)
+    evaluation = read_evaluation_recipe(read)
+    assert (evaluation.fingerprint, evaluation.path) == (
+        run.evaluation_fingerprint,
+        run.evaluation,
+    )
+    assert (evaluation.settings.episodes, evaluation.settings.environments) == (5, 2)
+
+
+def test_nothing_is_written_twice(workspace: Workspace) -> None:
+    planned()
+    before = workspace.tree()
+    time.sleep(0.01)
+    planned()
+    assert workspace.tree() == before
+
+
+def test_only_what_changed_is_written(workspace: Workspace) -> None:
+    planned(games=["Pong", "Krull"])
+    before = workspace.tree()
+    time.sleep(0.01)
+    CONFIG.write_text(EXPERIMENT.replace(f"  {GAME}:", "  Pong:\n  Krull: {replay: {alpha: 2}}"))
+    planned()
+    changed = {name for name, item in workspace.tree().items() if before.get(name) != item}
+    recipes = "results/tiny/recipes"
+    assert changed == {
+        "config/config.yaml", f"{recipes}/report.json", f"{recipes}/Krull/seed{SEED}.json",
+        f"{recipes}/Krull/seed{SEED}.evaluation.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}"])
+def test_a_recipe_that_is_none_any_more_is_written_anew(
+    workspace: Workspace, content: bytes
+) -> None:
+    run = planned().runs[0]
+    text = run.recipe.read_bytes()
+    run.recipe.write_bytes(content)
+    planned()
+    assert run.recipe.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "environment.max_frames=201", "replay.sampling=uniform", "world_model.free_nats=0.5",
+        "world_model.optimiser.learning_rate=2e-3", "sequence_model.dropout=0",
+        "behaviour.lambda=0.9", "training.total_steps=161", "training.log_every=16",
+    ],
+)  # fmt: skip
+def test_any_setting_changes_the_fingerprint_and_comes_back(
+    workspace: Workspace, assignment: str
+) -> None:
+    before = planned().runs[0]
+    changed = planned(assignment).runs[0]
+    assert changed.fingerprint != before.fingerprint
+    assert changed.evaluation_fingerprint != before.evaluation_fingerprint
+    assert planned().runs[0] == before
+
+
+def test_a_setting_written_another_way_is_the_same_setting(workspace: Workspace) -> None:
+    before = planned()
+    same = "world_model.optimiser.learning_rate"
+    assert planned(f"{same}=1e-3") == planned(f"{same}=0.001") == before
+
+
+def test_evaluation_settings_change_the_evaluation_alone(workspace: Workspace) -> None:
+    before, changed = planned().runs[0], planned("evaluation.episodes=6").runs[0]
+    assert changed.fingerprint == before.fingerprint
+    assert changed.evaluation_fingerprint != before.evaluation_fingerprint
+
+
+def test_device_backend_and_place_define_nothing(workspace: Workspace) -> None:
+    before = planned().runs[0]
+    moved = planned(device="auto", backend="torch", results="elsewhere").runs[0]
+    assert moved.fingerprint == before.fingerprint
+    assert moved.folder == Path("elsewhere/tiny/runs") / GAME / f"seed{SEED}"
+
+
+@pytest.mark.parametrize(
+    ("assignments", "overrides"),
+    [
+        (["environment.actions=31"], {}),
+        ([], {"games": [GAME, "Pnog"]}),
+        ([], {"seeds": [0, -1]}),
+        (["world_model.sequence_length=1000"], {}),
+    ],
+)
+def test_nothing_is_written_before_everything_is_right(
+    workspace: Workspace, assignments: list[str], overrides: dict[str, Any]
+) -> None:
+    for _ in range(2):  # before there is anything, and over what there is
+        before = workspace.tree()
+        with pytest.raises(ConfigurationError):
+            planned(*assignments, **overrides)
+        assert workspace.tree() == before
+        planned()
+
+
+def test_one_wrong_game_of_several_stops_the_others(workspace: Workspace) -> None:
+    CONFIG.write_text(EXPERIMENT.replace(f"{GAME}:", "Pong:\n  Krull: {replay: {alpha: -1}}"))
+    before = workspace.tree()
+    with pytest.raises(ConfigurationError, match=r"games\.Krull\.replay\.alpha = -1"):
+        planned()
+    assert workspace.tree() == before
+
+
+def test_outside_the_projects_root_it_says_so(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace.root / "config")
+    with pytest.raises(ConfigurationError, match="project's root"):
+        plan(workspace.root / CONFIG)
+    monkeypatch.chdir(workspace.root)
+    (workspace.root / "containers/run.lock").unlink()
+    with pytest.raises(ConfigurationError, match="project's root"):
+        planned()
+
+
+def test_all_130_runs_are_planned_at_once(workspace: Workspace) -> None:
+    shutil.copy(ROOT / "config/config.yaml", CONFIG)
+    began = time.perf_counter()
+    made = planned()
+    print(f"{len(made.runs)} runs planned in {time.perf_counter() - began:.2f} s")
+    assert len({run.fingerprint for run in made.runs}) == 130
+    assert json.loads((made.results / "recipes/report.json").read_text())["complete_protocol"]
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "training.total_steps=99999", "training.total_steps=200000", "evaluation.episodes=99",
+        "evaluation.actions=sampled", "evaluation.enough_same=10",
+        "environment.max_frames=10000", "environment.action_repeat=2", "environment.actions=full",
+        "replay.shuffle_rewards=true", "complete_protocol=false",
+        "environment.repeat_action_probability=0.25", "environment.no_op_starts=30",
+        "environment.life_loss_terminates=nothing", "environment.life_loss_terminates=episode",
+        "behaviour.temperature=2", "behaviour.epsilon=0.01",
+    ],
+)  # fmt: skip
+def test_a_run_that_departs_from_the_protocol_is_not_called_complete(assignment: str) -> None:
+    layer = parse_assignment(assignment)
+    assert is_complete_protocol(load_preset("xs", folder=PRESETS))
+    assert not is_complete_protocol(load_preset("xs", layer, folder=PRESETS))
+
+
+@pytest.mark.parametrize("name", ["xs-as-published", "xs-exempt-decay"])
+def test_an_ablation_of_learning_keeps_to_the_protocol(name: str) -> None:
+    assert is_complete_protocol(load_preset(name, folder=PRESETS))
+
+
+@pytest.mark.parametrize(("games", "complete"), [
+    (["Pong", "SpaceInvaders"], True), (["Pong", "Catch8"], False),
+])  # fmt: skip
+def test_a_game_beside_the_benchmark_must_be_played_by_its_protocol(
+    workspace: Workspace, games: list[str], complete: bool
+) -> None:
+    made = planned(preset="xs", games=games)
+    report = json.loads((made.results / "recipes/report.json").read_text())
+    assert report["complete_protocol"] is complete
+
+
+def test_toy_presets_are_never_complete() -> None:
+    longer = parse_assignment("training.total_steps=100000")
+    for name in ("quick", "laptop"):
+        preset: Preset = load_preset(name, longer, folder=PRESETS)
+        assert not is_complete_protocol(preset)
+
+
+# --- setting aside and bringing back -------------------------------------------------------------
+
+
+def test_a_setting_switched_and_back_brings_its_run_back(workspace: Workspace) -> None:
+    """Files stand for a run here; test_runs.py and test_pipeline.py use real ones."""
+    from drama.runs.folder import locked, make_current
+
+    def trained(run: Any, text: str) -> None:
+        with locked(run.folder):
+            make_current(run.folder, run.fingerprint)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            (run.folder / "checkpoint.parquet").write_text(text)
+            run.record.write_text("{}")
+
+    first = planned().runs[0]
+    trained(first, "first")
+    second = planned("behaviour.horizon=2").runs[0]
+    assert first.record.exists(), "planning alone moves nothing away"
+    trained(second, "second")
+    assert second.record.exists() and not first.record.exists()
+    assert (superseded(first.folder, first.fingerprint) / first.record.name).exists()
+    planned()
+    assert first.record.exists() and not second.record.exists()
+    assert (first.folder / "checkpoint.parquet").read_text() == "first"
+    planned("behaviour.horizon=2")
+    assert (second.folder / "checkpoint.parquet").read_text() == "second"
+    with locked(first.folder):  # somebody works on the run that has the folder
+        planned()
+    assert second.record.exists()
+
+
+# --- recipes that cannot be used -----------------------------------------------------------------
+
+
+def test_a_recipe_of_other_code_is_refused(workspace: Workspace) -> None:
+    run = planned().runs[0]
+    data = json.loads(run.recipe.read_text()) | {"code": "0" * 64}
+    run.recipe.write_text(canonical_json(data))
+    with pytest.raises(ConfigurationError, match=r"made for other code \(0{16};.*drama plan"):
+        read_recipe(run.recipe)
+
+
+def test_a_recipe_of_other_library_versions_is_refused(workspace: Workspace) -> None:
+    run = planned().runs[0]
+    data = json.loads(run.recipe.read_text()) | {"runtime": "0" * 64}
+    run.recipe.write_text(canonical_json(data))
+    with pytest.raises(ConfigurationError, match=r"other library versions.*drama plan"):
+        read_recipe(run.recipe)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "seed9.json",
+        f"results/tiny/recipes/Pong/seed{SEED}.json",
+        f"results/tiny/recipes/{GAME}/seed1.json",
+        f"results/tiny/other/{GAME}/seed{SEED}.json",
+    ],
+)
+def test_a_recipe_in_another_runs_place_is_refused(workspace: Workspace, place: str) -> None:
+    """Its run's files would land among those of another."""
+    run = planned().runs[0]
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    run.recipe.rename(place)
+    with pytest.raises(ConfigurationError, match=f"of {GAME}, seed {SEED}; it belongs to"):
+        read_recipe(Path(place))
+
+
+def test_a_recipe_can_be_named_from_anywhere(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned().runs[0]
+    expected = (workspace.root / run.folder).resolve()
+    for place in (".", "results", "results/tiny", "results/tiny/runs", "config"):
+        (workspace.root / place).mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(workspace.root / place)
+        read = read_recipe(workspace.root / run.recipe)
+        assert read.folder.resolve() == expected
+        aside = superseded(read.folder, read.fingerprint).resolve()
+        assert aside.parents[2] == (workspace.root / "results/tiny/superseded").resolve()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"run": "0" * 64}, "out of date"),
+        ({"code": "0" * 64}, "out of date"),
+        ({"code": "0" * 64, "settings": {"episodes": 5, "environments": 2}}, "out of date"),
+        ({"settings": EVALUATION | {"episodes": 0}}, "not an evaluation's recipe"),
+        ({"settings": EVALUATION | {"enough_same": 1}}, "not an evaluation's recipe"),
+        ({"settings": {"episodes": 5, "environments": 2}}, "not an evaluation's recipe"),
+        ({"settings": {"episodes": 1}}, "not an evaluation's recipe"),
+        ({"settings": 5}, "not an evaluation's recipe"),
+        ("run", "not an evaluation's recipe"),
+        (None, "not an evaluation's recipe"),
+        ([], "not an evaluation's recipe"),
+    ],
+)
+def test_an_evaluations_recipe_that_cannot_be_used_is_refused(
+    workspace: Workspace, change: Any, said: str
+) -> None:
+    run = planned().runs[0]
+    path = run.recipe.with_suffix(".evaluation.json")
+    data = json.loads(path.read_text())
+    if isinstance(change, str):
+        del data[change]
+    else:
+        data = data | change if isinstance(change, dict) else change
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigurationError, match=f"(?s){said}.*drama plan"):
+        read_evaluation_recipe(read_recipe(run.recipe))
+    path.unlink()
+    with pytest.raises(ConfigurationError, match=r"seed9\.evaluation\.json"):
+        read_evaluation_recipe(read_recipe(run.recipe))
+
+
+# --- hashes of code ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "drama", tmp_path / "drama"))
+
+
+@pytest.mark.parametrize("part", RUN_CODE)
+def test_code_that_defines_a_run_counts(package: Path, part: str) -> None:
+    before = code_hash(RUN_CODE, package)
+    path = package / part if part.endswith(".py") else next((package / part).glob("[a-z]*.py"))
+    path.write_text(path.read_text() + "\nAN_ADDITION = 1\n")
+    assert code_hash(RUN_CODE, package) != before
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["cli.py", "jobs.py", "recipes.py", "files.py", "evaluation.py", "report/page.py", "runs.py"],
+)
+def test_code_that_defines_no_run_does_not_count(package: Path, path: str) -> None:
+    before = code_hash(RUN_CODE, package)
+    (package / path).write_text("AN_ADDITION = 1\n")
+    assert code_hash(RUN_CODE, package) == before
+    counted = {"evaluation.py": EVALUATION_CODE, "report/page.py": REPORT_CODE}
+    if path in counted:
+        assert code_hash(counted[path], package) != code_hash(counted[path])
+
+
+def test_every_part_of_the_code_is_there() -> None:
+    for part in (*RUN_CODE, *EVALUATION_CODE, *REPORT_CODE):
+        assert (ROOT / "drama" / part).exists(), part
+        assert code_hash([part]) != code_hash([])
+
+
+def test_comments_docstrings_and_layout_do_not_count(package: Path) -> None:
+    before = code_hash(RUN_CODE, package)
+    reworded = 0
+    for path in sorted(package.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            match node:
+                case ast.Expr(value=ast.Constant(value=str()) as text):
+                    text.value = "Other words."
+                    reworded += 1
+        # Unparsed, comments and every choice of layout and quotes are gone.
+        path.write_text(f"# A remark.\n{ast.unparse(tree)}\n\n# The end.\n")
+    assert reworded > 200
+    assert code_hash(RUN_CODE, package) == before
+
+
+MODULE = '''\
+"""Words."""
+
+LIMIT = 3
+"""Words about it."""
+
+
+class Thing:
+    """Words."""
+
+    def run(self, x: int = 1, *rest: int) -> float:
+        """Words."""
+        return x * 0.5 if x > LIMIT else -x
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("LIMIT = 3", "LIMIT = 4"),
+        ("LIMIT = 3", "LIMIT = 3.0"),
+        ("LIMIT = 3", "LIMIT = '3'"),
+        ("x > LIMIT", "x >= LIMIT"),
+        ("-x", "x"),
+        ("x: int = 1", "x: int = 2"),
+        ("x: int = 1, *rest", "x: int = 1, *, rest"),
+        ("class Thing:", "class Thing(Exception):"),
+        ("    def run", "    @staticmethod\n    def run"),
+        ("return x", "yield x"),
+    ],
+)
+def test_what_code_means_counts(tmp_path: Path, old: str, new: str) -> None:
+    assert old in MODULE
+    (tmp_path / "part.py").write_text(MODULE)
+    before = code_hash(["part.py"], tmp_path)
+    (tmp_path / "part.py").write_text(MODULE.replace(old, new, 1))
+    assert code_hash(["part.py"], tmp_path) != before
+
+
+def test_words_and_layout_of_a_module_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "part.py").write_text(MODULE)
+    before = code_hash(["part.py"], tmp_path)
+    for old, new in (("Words", "More words"), ("x * 0.5", "(x * 5e-1)"), ("\n\n", "\n\n\n# Hm\n")):
+        (tmp_path / "part.py").write_text(MODULE.replace(old, new))
+        assert code_hash(["part.py"], tmp_path) == before
+
+
+def test_names_of_files_and_other_files_count_but_caches_do_not(tmp_path: Path) -> None:
+    folder = tmp_path / "part"
+    folder.mkdir()
+    (folder / "a.py").write_text(MODULE)
+    (folder / "table.csv").write_text("1,2\n")
+    before = code_hash(["part"], tmp_path)
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "a.pyc").write_bytes(b"1")
+    (folder / ".a.py.swp").write_bytes(b"1")
+    assert code_hash(["part"], tmp_path) == before
+    (folder / "table.csv").write_text("1,3\n")
+    changed = code_hash(["part"], tmp_path)
+    assert changed != before
+    (folder / "a.py").rename(folder / "b.py")
+    assert code_hash(["part"], tmp_path) not in (before, changed)
+
+
+def test_a_lock_files_pins_count_and_its_comments_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    path.write_text("# made by x\ntorch==2.13.0  # via drama\n\nnumpy==2.4.0\n")
+    before = lock_hash(path)
+    path.write_text("numpy==2.4.0\ntorch==2.13.0\n# other\n")
+    assert lock_hash(path) == before
+    path.write_text(
+        "numpy==2.4.0 \\\n    --hash=sha256:01 \\\n    --hash=sha256:23\n"
+        "torch==2.13.0 --hash=sha256:45\n"
+    )
+    assert lock_hash(path) == before
+    path.write_text("numpy==2.4.1\ntorch==2.13.0\n")
+    assert lock_hash(path) != before
