@@ -386,13 +386,21 @@ def test_code_that_defines_a_run_counts(package: Path, part: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["cli.py", "jobs.py", "recipes.py", "files.py", "evaluation.py", "report/page.py", "runs.py"],
+    [
+        "cli.py",
+        "files.py",
+        "agent/evaluation.py",
+        "pipeline/jobs.py",
+        "pipeline/recipes.py",
+        "report/page.py",
+        "runs/folder.py",
+    ],
 )
 def test_code_that_defines_no_run_does_not_count(package: Path, path: str) -> None:
     before = code_hash(RUN_CODE, package)
     (package / path).write_text("AN_ADDITION = 1\n")
     assert code_hash(RUN_CODE, package) == before
-    counted = {"evaluation.py": EVALUATION_CODE, "report/page.py": REPORT_CODE}
+    counted = {"agent/evaluation.py": EVALUATION_CODE, "report/page.py": REPORT_CODE}
     if path in counted:
         assert code_hash(counted[path], package) != code_hash(counted[path])
 

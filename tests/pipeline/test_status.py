@@ -71,7 +71,7 @@ def shown(results: Path, *arguments: str) -> list[str]:
     """What the command prints, without the folder above the table."""
     done = subprocess.run(
         [sys.executable, "-c", "from drama.cli import main; main()", "status", *arguments],
-        cwd=results.parents[2],
+        cwd=results.parents[1],
         env=os.environ | {"COLUMNS": "80"},
         capture_output=True,
         text=True,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from drama.agent.training import progress
+from drama.runs import progress
 from drama.runs.progress import Reporter, Status
 
 FINGERPRINT = "f" * 64
