@@ -22,12 +22,11 @@ from drama.errors import ConfigurationError
 from drama.files import remove_leftovers, replacing, sha256_file, sync_folder
 from drama.pipeline.artifacts.entries import read_artifacts
 from drama.pipeline.artifacts.verify import verify
+from drama.pipeline.fingerprints import evaluation_code
 from drama.pipeline.jobs import RunIncomplete
 from drama.pipeline.recipes import (
-    EVALUATION_CODE,
     PlannedRun,
     RunFiles,
-    code_hash,
     evaluation_recipe,
     evaluation_text,
     extended_preset,
@@ -206,7 +205,7 @@ def _write_status(ancestor: RunFiles, extension: RunFiles, path: Path) -> None:
 def _write_recipes(extension: RunFiles, settings: EvaluationSettings) -> None:
     """Write the longer run's recipes, and the plan of all runs that were extended as far."""
     text = recipe_text(extension.recipe)
-    evaluation = evaluation_text(extension.fingerprint, settings, code_hash(EVALUATION_CODE))
+    evaluation = evaluation_text(extension.fingerprint, settings, evaluation_code())
     recipes = extension.path.parents[1]
     with locked(recipes):  # others may be extended at the same time
         remove_leftovers(recipes)

@@ -21,12 +21,11 @@ from drama.pipeline.artifacts.records import read_record
 from drama.pipeline.artifacts.store import fetch
 from drama.pipeline.artifacts.weights import weights_path
 from drama.pipeline.config import read_recipe_text
+from drama.pipeline.fingerprints import Choices, run_code
 from drama.pipeline.history import earlier_run
 from drama.pipeline.recipes import (
-    RUN_CODE,
     EvaluationFiles,
     RunFiles,
-    code_hash,
     read_evaluation_recipe,
     read_recipe,
     run_files,
@@ -136,7 +135,7 @@ def find_scored(path: Path) -> tuple[RunFiles, EvaluationFiles]:
     recipe, _ = read_recipe_text(path)
     run = run_files(path, recipe, "")
     made = earlier_run(run.folder, path)
-    if made is None or made.recipe["code"] == code_hash(RUN_CODE):
+    if made is None or made.recipe["code"] == run_code(Choices.of(recipe.game, recipe.settings)):
         run = read_recipe(path)
         return run, read_evaluation_recipe(run)
     _say(f"{made.record}: of earlier code, commit {made.commit}; today's scores it")

@@ -224,7 +224,7 @@ def test_updates_are_given_windows_of_what_was_stored(run: Run) -> None:
     for step, rows in run.behaviour_rows.items():
         assert rows.shape == (CONTEXTS, CONTEXT_LENGTH)
         assert_consecutive(run, step, rows)
-    assert CONTEXTS / sampler.imagination_ratio == world_model.batch_size, (
+    assert CONTEXTS / sampler.distribution.imagination_ratio == world_model.batch_size, (
         "an update of the behaviour must count as much as one of the world model"
     )
 

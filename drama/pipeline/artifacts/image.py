@@ -13,7 +13,7 @@ from typing import Literal
 
 from drama.errors import ConfigurationError
 from drama.files import sha256_text
-from drama.pipeline.recipes import lock_hash
+from drama.pipeline.fingerprints import lock_hash
 from drama.runs.folder import SHORT
 
 Variant = Literal["cuda", "cpu"]
