@@ -371,6 +371,24 @@ def status(
 
 
 @app.command()
+def accept(
+    commit: Annotated[
+        str | None,
+        typer.Argument(help="The earlier commit; by default the one that was accepted last."),
+    ] = None,
+) -> None:
+    """Hold the committed code against an earlier commit's; if equal, recorded runs stay current.
+
+    Both train and play the same short runs, in some minutes. When all bytes agree, the hashes of
+    today's code go into `drama/pipeline/accepted.json`, which belongs into the next commit.
+    """
+    from drama.pipeline.accept import accept as accept_code
+
+    for line in accept_code(commit):
+        print(line, flush=True)
+
+
+@app.command()
 def check(
     results: Annotated[Path, typer.Argument(help="A preset's results, such as results/quick.")],
     at_least: Annotated[

@@ -137,7 +137,12 @@ def _file(module: str, package: Path) -> Path | None:
 
 def evaluation_code() -> str:
     """Return the name of the code that plays evaluation episodes, the run's own aside."""
-    return _name(code_hash([EVALUATION]), "evaluation")
+    return _name(evaluation_code_hash(), "evaluation")
+
+
+def evaluation_code_hash() -> str:
+    """Return the hash of the code that plays evaluation episodes, as it stands."""
+    return code_hash([EVALUATION])
 
 
 def report_code() -> str:
