@@ -337,12 +337,14 @@ def _environment(tree: Path) -> dict[str, str]:
 
 
 def first_difference(earlier: Path, today: Path) -> str | None:
-    """Say what first differs between two runs' folders; None when nothing does."""
+    """Say what first differs between two runs' folders; None when nothing does.
+
+    What today's has beside all that the earlier one had is no difference.
+    """
     both = [_contents(folder) for folder in (earlier, today)]
     for (file, before), (_, now) in zip(*both, strict=True):
-        if before.keys() != now.keys():
-            names = sorted(before.keys() ^ now.keys())
-            return f"{file}: only one of the two has {', '.join(names)}"
+        if missing := sorted(before.keys() - now.keys()):
+            return f"{file}: {', '.join(missing)} is gone"
         for name, value in before.items():
             if text := _difference(value, now[name]):
                 return f"{file}: {name}: {text}"
