@@ -169,7 +169,7 @@ def accept(commit: str | None = None) -> Iterator[str]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             yield from pool.map(lambda probe: held(probe, earlier, today), PROBES)
         write_json(ACCEPTED, entered.model_dump())
-    yield f"Accepted: commit {ACCEPTED.relative_to(PACKAGE.parent)}; recorded runs stay current"
+    yield f"Accepted, and recorded runs stay current: commit {ACCEPTED.relative_to(PACKAGE.parent)}"
 
 
 def enter(known: Accepted, names: Names, commit: str) -> Accepted:
