@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class RingTensors:
         copies: bool | None = None,
         lives_end: bool = True,
     ) -> None:
-        self.buffer, self.lives_end = buffer, lives_end
+        self.buffer, self.device, self.lives_end = buffer, device, lives_end
         self.copies = device.type != "cpu" if copies is None else copies
         self._source = {name: torch.from_numpy(buffer.ring()[name]) for name in READ}
         self._ring = self._source
@@ -81,6 +82,13 @@ class RingTensors:
         for part in (slice(row, min(until, capacity)), slice(0, max(0, until - capacity))):
             for name, ring in self._ring.items():
                 ring[part].copy_(self._source[name][part])
+
+    def send(self, *rows: np.ndarray) -> list[Tensor]:
+        """Turn arrays of rows into tensors that the device fetches without anyone waiting."""
+        tensors = [torch.from_numpy(array) for array in rows]
+        if self.device.type == "cuda":
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
     def frames(self, rows: Tensor) -> Tensor:
         """Read the frames of any rows: int64 [...] to uint8 [..., H, W, C]."""
