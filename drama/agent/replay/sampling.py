@@ -22,12 +22,13 @@ def world_model_log_weights(world_model_counts: Counts, temperature: float) -> L
     """Log-weights of windows for world-model training: -n / tau (section 2.3).
 
     Args:
-        world_model_counts: n, int32 [N], how often each window was drawn for the world model.
+        world_model_counts: n, int32 [windows], how often each window was drawn for the world
+            model.
         temperature: tau > 0.
     Returns:
-        float64 [N], unnormalised.
+        float64 [windows], unnormalised.
     """
-    log_weights: LogWeights = np.divide(world_model_counts, -temperature)  # [N]
+    log_weights: LogWeights = np.divide(world_model_counts, -temperature)  # [windows]
     return log_weights
 
 
@@ -42,20 +43,21 @@ def imagination_log_weights(
     """Log-weights of imagination contexts: (n - alpha b - beta max(0, n - b)) / tau' (section 2.3).
 
     Args:
-        world_model_counts: n, int32 [N], how often each window was drawn for the world model.
-        imagination_counts: m, int32 [N], how often for imagination.
+        world_model_counts: n, int32 [windows], how often each window was drawn for the world
+            model.
+        imagination_counts: m, int32 [windows], how often for imagination.
         ratio: imagination batch / world-model batch (64 at paper size), which brings m to the
             scale of n: b = m / ratio.
         alpha: weight of b.
         beta: weight of how far learning is ahead of imagination.
         temperature: tau' > 0.
     Returns:
-        float64 [N], unnormalised.
+        float64 [windows], unnormalised.
     """
     if world_model_counts.shape != imagination_counts.shape:
         raise ValueError(f"counts of {world_model_counts.shape} and {imagination_counts.shape}")
-    scaled = imagination_counts * (1.0 / ratio)  # b [N]
-    ahead = world_model_counts - scaled  # n - b [N]
+    scaled = imagination_counts * (1.0 / ratio)  # b [windows]
+    ahead = world_model_counts - scaled  # n - b [windows]
     return (world_model_counts - alpha * scaled - beta * np.maximum(0.0, ahead)) / temperature
 
 
@@ -65,8 +67,8 @@ def draw_without_replacement(
     """Draw `count` different indices, as if one after another with P(i) proportional to exp(w_i).
 
     Add independent standard Gumbel noise to every log-weight and keep the `count` largest sums.
-    This is exactly sequential sampling without replacement. Noise -log(E), with E standard
-    exponential, is Gumbel, and w - log(E) is large where the waiting time E / exp(w) is short: a
+    This is exactly sequential sampling without replacement. Noise -log(t), with t standard
+    exponential, is Gumbel, and w - log(t) is large where the waiting time t / exp(w) is short: a
     race of independent exponential clocks with rates exp(w_i). The first clock to ring is i with
     probability exp(w_i) / sum_j exp(w_j). Clocks have no memory, so given who rang, the rest race
     on afresh at the same rates: the second is drawn from the remaining indices by their weights,
@@ -74,18 +76,18 @@ def draw_without_replacement(
     al. 2019, arXiv 1903.06059, section 2.3.)
 
     Args:
-        log_weights: float [N], unnormalised, finite.
-        count: number of indices, 1 to N.
-        generator: what is taken from it depends on N and `count`, never on the weights.
+        log_weights: float [windows], unnormalised, finite.
+        count: number of indices, 1 to that of windows.
+        generator: what is taken from it depends on that and `count`, never on the weights.
     Returns:
         int64 [count]: the indices in random order, so that a place in the batch says nothing
         about a weight.
     Raises:
-        ValueError: a rank other than 1, or count outside [1, N].
+        ValueError: a rank other than 1, or count outside [1, windows].
     """
     if log_weights.ndim != 1 or not 1 <= count <= len(log_weights):
         raise ValueError(f"cannot draw {count} different indices from {log_weights.shape}")
-    keys = np.log(generator.standard_exponential(len(log_weights))) - log_weights  # [N], negated
+    keys = np.log(generator.standard_exponential(len(log_weights))) - log_weights  # negated
     chosen = np.argpartition(keys, count - 1)[:count]
     # The order within a partition is up to the processor's instruction set, hence sorted first.
     return generator.permutation(np.sort(chosen))

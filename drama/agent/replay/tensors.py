@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from drama.agent.replay.buffer import ReplayBuffer
+from drama.agent.shapes import check_shapes
 
 READ = ("frame", "action", "reward", "terminated", "life_lost")
 """The fields that agents learn from."""
@@ -17,7 +18,7 @@ READ = ("frame", "action", "reward", "terminated", "life_lost")
 class Batch(NamedTuple):
     """Windows of consecutive transitions.
 
-    frames uint8 [B, L, H, W, C]; actions int64 [B, L]; rewards float32 [B, L]; terminations bool
+    frames uint8 [B, L, S, S, 3]; actions int64 [B, L]; rewards float32 [B, L]; terminations bool
     [B, L], true where the game ended, or a life if that counts.
     """
 
@@ -91,7 +92,7 @@ class RingTensors:
         return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
     def frames(self, rows: Tensor) -> Tensor:
-        """Read the frames of any rows: int64 [...] to uint8 [..., H, W, C]."""
+        """Read the frames of any rows: int64 [...] to uint8 [..., S, S, 3]."""
         return self._ring["frame"][rows]
 
     def actions(self, rows: Tensor) -> Tensor:
@@ -104,7 +105,11 @@ class RingTensors:
         Args:
             rows: of the ring, int64 [B, L].
             reward_rows: the rows that rewards are read from, int64 [B, L].
+
+        Raises:
+            ValueError: for shapes other than these.
         """
+        check_shapes(rows=(rows, "B L"), reward_rows=(reward_rows, "B L"))
         ring = self._ring
         terminations = ring["terminated"][rows]
         if self.lives_end:
