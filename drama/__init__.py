@@ -4,8 +4,8 @@ Reading order, wing by wing; each imports only those before it:
 
 1. `errors`, `files`   errors for people; files that nobody sees half of
 2. `runs`      how a run is kept: its folder, checkpoint, replay shards, tables, progress
-3. `agent`     what decides a result: `settings`, `env`, `replay`, `model`, `behaviour`,
-               `training`, `evaluation`, in this order
+3. `agent`     what decides a result: `settings`, `shapes`, `env`, `replay`, `model`,
+               `behaviour`, `training`, `evaluation`, in this order
 4. `pipeline`  which runs, where: `config`, `recipes` (fingerprints), `history`, `jobs`,
                `extensions`, `gpus`, `slurm`, and `artifacts`, what becomes of results
 5. `report`    what is shown: scores, figures, one page

@@ -172,7 +172,7 @@ def train(
             from drama.pipeline.extensions import extend
 
             files = extend(recipe, steps)
-        from drama.agent.training.loop import Runtime
+        from drama.agent.training.runtime import Runtime
         from drama.pipeline.jobs import train_run
 
         runtime = Runtime(_device(device), threads, checkpoint_every, plain, _backend(backend))

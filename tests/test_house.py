@@ -25,7 +25,10 @@ HASH = r"--hash=sha256:([0-9a-f]{64})"
 # The wings and the single files beside them, inner to outer: each imports those before it only.
 WINGS = ("errors", "files", "runs", "agent", "pipeline", "report", "cli")
 # Inside agent/, likewise, but that those of one rank do not know each other.
-AGENT = (("settings",), ("env", "replay", "model"), ("behaviour",), ("training",), ("evaluation",))
+AGENT = (
+    ("settings", "shapes"), ("env", "replay", "model"), ("behaviour",), ("training",),
+    ("evaluation",),
+)  # fmt: skip
 
 
 def modules() -> list[Path]:

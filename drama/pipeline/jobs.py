@@ -12,7 +12,8 @@ import torch
 from drama.agent.evaluation import play, write_evaluation
 from drama.agent.model.sequence import kernels, use_backend
 from drama.agent.settings import Backend
-from drama.agent.training.loop import Runtime, train
+from drama.agent.training.loop import train
+from drama.agent.training.runtime import Runtime
 from drama.errors import DramaError
 from drama.pipeline.artifacts.agents import agent_of
 from drama.pipeline.artifacts.evaluations import note_evaluation, read_noted

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -85,7 +86,7 @@ class Reporter:
         self.title = title
         self.status = status
         self.path = path
-        self.losses = ""
+        self._losses = ""
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._earlier_seconds = status.wall_seconds
@@ -154,9 +155,21 @@ class Reporter:
             self._line_due = now + LINE_SECONDS
             self._say(self._line())
 
+    def finish_episode(self, episode_return: float) -> None:
+        """Take note of a finished episode's return."""
+        self.status.last_return = episode_return
+
+    def show(self, means: Mapping[str, float]) -> None:
+        """Show these means from now on; they carry the names of the training table."""
+        self._losses = (
+            f"reconstruction {means['loss/reconstruction']:.1f} · reward "
+            f"{means['loss/reward']:.3f} · dynamics {means['loss/dynamics']:.2f} · entropy "
+            f"{means['entropy']:.2f}"
+        )
+
     def _detail(self) -> str:
         last = "" if self.status.last_return is None else f"return {self.status.last_return:g} · "
-        return f"{last}{self.losses}"
+        return f"{last}{self._losses}"
 
     def _line(self) -> str:
         status = self.status

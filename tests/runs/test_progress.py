@@ -17,6 +17,7 @@ from drama.runs import progress
 from drama.runs.progress import Reporter, Status
 
 FINGERPRINT = "f" * 64
+MEANS = {"loss/reconstruction": 12.34, "loss/reward": 0.5, "loss/dynamics": 1.0, "entropy": 2.0}
 
 
 def read(path: Path) -> dict[str, object]:
@@ -30,8 +31,8 @@ def status() -> Status:
 
 def steps(path: Path, status: Status, fail: Callable[[], None] = lambda: None) -> None:
     with Reporter("Pong seed 3", status, path) as reporter:
-        status.last_return = -21.0
-        reporter.losses = "reconstruction 12.3"
+        reporter.finish_episode(-21.0)
+        reporter.show(MEANS)
         for step in range(21, 101):
             reporter.tick(step)
         fail()
@@ -75,7 +76,7 @@ def test_off_a_terminal_there_is_a_line_now_and_then(
     assert len(lines) > 40
     assert re.fullmatch(
         r"Pong seed 3: step 60 of 100 · [\d.]+ steps/s · \d+ min left · return -21 · "
-        r"reconstruction 12\.3",
+        r"reconstruction 12\.3 · reward 0\.500 · dynamics 1\.00 · entropy 2\.00",
         lines[40],
     )
 

@@ -22,8 +22,8 @@ def draw_without_replacement(
     """Draw `count` different indices, as if one after another with P(i) proportional to exp(w_i).
 
     Add independent standard Gumbel noise to every log-weight and keep the `count` largest sums.
-    This is exactly sequential sampling without replacement. Noise -log(E), with E standard
-    exponential, is Gumbel, and w - log(E) is large where the waiting time E / exp(w) is short: a
+    This is exactly sequential sampling without replacement. Noise -log(t), with t standard
+    exponential, is Gumbel, and w - log(t) is large where the waiting time t / exp(w) is short: a
     race of independent exponential clocks with rates exp(w_i). The first clock to ring is i with
     probability exp(w_i) / sum_j exp(w_j). Clocks have no memory, so given who rang, the rest race
     on afresh at the same rates: the second is drawn from the remaining indices by their weights,
@@ -31,18 +31,18 @@ def draw_without_replacement(
     al. 2019, arXiv 1903.06059, section 2.3.)
 
     Args:
-        log_weights: float [N], unnormalised, finite.
-        count: number of indices, 1 to N.
-        generator: what is taken from it depends on N and `count`, never on the weights.
+        log_weights: float [windows], unnormalised, finite.
+        count: number of indices, 1 to that of windows.
+        generator: what is taken from it depends on that and `count`, never on the weights.
     Returns:
         int64 [count]: the indices in random order, so that a place in the batch says nothing
         about a weight.
     Raises:
-        ValueError: a rank other than 1, or count outside [1, N].
+        ValueError: a rank other than 1, or count outside [1, windows].
     """
     if log_weights.ndim != 1 or not 1 <= count <= len(log_weights):
         raise ValueError(f"cannot draw {count} different indices from {log_weights.shape}")
-    keys = np.log(generator.standard_exponential(len(log_weights))) - log_weights  # [N], negated
+    keys = np.log(generator.standard_exponential(len(log_weights))) - log_weights  # negated
     chosen = np.argpartition(keys, count - 1)[:count]
     # The order within a partition is up to the processor's instruction set, hence sorted first.
     return generator.permutation(np.sort(chosen))

@@ -15,12 +15,13 @@ def world_model_log_weights(world_model_counts: Counts, temperature: float) -> L
     """Log-weights of windows for world-model training: -n / tau (section 2.3).
 
     Args:
-        world_model_counts: n, int32 [N], how often each window was drawn for the world model.
+        world_model_counts: n, int32 [windows], how often each window was drawn for the world
+            model.
         temperature: tau > 0.
     Returns:
-        float64 [N], unnormalised.
+        float64 [windows], unnormalised.
     """
-    log_weights: LogWeights = np.divide(world_model_counts, -temperature)  # [N]
+    log_weights: LogWeights = np.divide(world_model_counts, -temperature)  # [windows]
     return log_weights
 
 
@@ -35,20 +36,21 @@ def imagination_log_weights(
     """Log-weights of imagination contexts: (n - alpha b - beta max(0, n - b)) / tau' (section 2.3).
 
     Args:
-        world_model_counts: n, int32 [N], how often each window was drawn for the world model.
-        imagination_counts: m, int32 [N], how often for imagination.
+        world_model_counts: n, int32 [windows], how often each window was drawn for the world
+            model.
+        imagination_counts: m, int32 [windows], how often for imagination.
         ratio: imagination batch / world-model batch (64 at paper size), which brings m to the
             scale of n: b = m / ratio.
         alpha: weight of b.
         beta: weight of how far learning is ahead of imagination.
         temperature: tau' > 0.
     Returns:
-        float64 [N], unnormalised.
+        float64 [windows], unnormalised.
     """
     if world_model_counts.shape != imagination_counts.shape:
         raise ValueError(f"counts of {world_model_counts.shape} and {imagination_counts.shape}")
-    scaled = imagination_counts * (1.0 / ratio)  # b [N]
-    ahead = world_model_counts - scaled  # n - b [N]
+    scaled = imagination_counts * (1.0 / ratio)  # b [windows]
+    ahead = world_model_counts - scaled  # n - b [windows]
     return (world_model_counts - alpha * scaled - beta * np.maximum(0.0, ahead)) / temperature
 
 
