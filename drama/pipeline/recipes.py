@@ -9,7 +9,7 @@ question of names, never of modification times.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,55 +34,8 @@ from drama.pipeline.fingerprints import (
     run_code,
     runtime,
 )
+from drama.pipeline.plans import Plan, PlannedRun, plan_text
 from drama.runs.folder import SHORT, restore
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of the plan and the names of what it makes.
-
-    Attributes:
-        game: name of the game.
-        seed: the run's seed.
-        recipe: its recipe file.
-        folder: where its files lie.
-        record: the file that says the run is whole, run-<fingerprint>.json.
-        evaluation: its evaluation, evaluation-<fingerprint>.parquet.
-        fingerprint: the run's, in full.
-        evaluation_fingerprint: the evaluation's, in full.
-    """
-
-    game: str
-    seed: int
-    recipe: Path
-    folder: Path
-    record: Path
-    evaluation: Path
-    fingerprint: str
-    evaluation_fingerprint: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be made.
-
-    Attributes:
-        preset: name of the preset.
-        device: what to run on, auto, cpu or cuda.
-        backend: what computes Mamba-2, auto, torch or mamba_ssm.
-        runs_per_gpu: how many runs share a GPU on this machine.
-        results: folder of the preset's results.
-        runs: in the order of configuration.
-        report: the file that says the report is whole, report-<fingerprint>.json.
-    """
-
-    preset: str
-    device: str
-    backend: str
-    runs_per_gpu: int
-    results: Path
-    runs: list[PlannedRun]
-    report: Path
 
 
 def plan(
@@ -127,19 +80,16 @@ def plan(
             )
             text = recipe_text(recipe)
             evaluation = evaluation_text(sha256_text(text), preset.evaluation, evaluation_code())
-            run = planned_run(results, game, seed, sha256_text(text), sha256_text(evaluation))
+            run = PlannedRun(results, game, seed, sha256_text(text), sha256_text(evaluation))
             texts |= {run.recipe: text, evaluation_recipe(run.recipe): evaluation}
             runs.append(run)
-    report = report_text(wanted.preset, complete, runs, results)
+    report = plan_text(wanted.preset, complete, runs, report_code())
     texts[results / "recipes" / "report.json"] = report
     if write:
         write_changed(texts)
         for run in runs:
             restore(run.folder, run.fingerprint)
-    stamp = results / "report" / f"report-{sha256_text(report)[:SHORT]}.json"
-    return Plan(
-        wanted.preset, wanted.device, wanted.backend, wanted.runs_per_gpu, results, runs, stamp
-    )
+    return Plan(wanted.preset, results, complete, tuple(runs), sha256_text(report))
 
 
 def write_changed(texts: Mapping[Path, str]) -> None:
@@ -155,23 +105,6 @@ def _presets(
     for game, overrides in wanted.games.items():
         layer = Layer(str(experiment), overrides, prefix=f"games.{game}")
         yield game, load_preset(wanted.preset, layer, *settings)
-
-
-def planned_run(
-    results: Path, game: str, seed: int, fingerprint: str, evaluation: str
-) -> PlannedRun:
-    """Return a run of a preset's results by its and its evaluation's fingerprints."""
-    folder = results / "runs" / game / f"seed{seed}"
-    return PlannedRun(
-        game=game,
-        seed=seed,
-        recipe=results / "recipes" / game / f"seed{seed}.json",
-        folder=folder,
-        record=folder / f"run-{fingerprint[:SHORT]}.json",
-        evaluation=folder / f"evaluation-{evaluation[:SHORT]}.parquet",
-        fingerprint=fingerprint,
-        evaluation_fingerprint=evaluation,
-    )
 
 
 def is_complete_protocol(preset: Preset) -> bool:
@@ -211,28 +144,6 @@ def evaluation_text(fingerprint: str, settings: EvaluationSettings, code: str) -
     """Return the evaluation's recipe; its SHA-256 is the evaluation's fingerprint."""
     return canonical_json(
         {"format": 1, "run": fingerprint, "settings": settings.model_dump(), "code": code}
-    )
-
-
-def report_text(preset: str, complete: bool, runs: Iterable[PlannedRun], results: Path) -> str:
-    """Return recipes/report.json; its SHA-256 is the report's fingerprint."""
-    return canonical_json(
-        {
-            "format": 1,
-            "preset": preset,
-            "complete_protocol": complete,
-            "code": report_code(),
-            "runs": [
-                {
-                    "game": run.game,
-                    "seed": run.seed,
-                    "run": run.fingerprint,
-                    "evaluation": run.evaluation_fingerprint,
-                    "folder": run.folder.relative_to(results).as_posix(),
-                }
-                for run in runs
-            ],
-        }
     )
 
 

@@ -16,8 +16,8 @@ from drama.errors import ConfigurationError
 from drama.files import canonical_json
 from drama.pipeline.config import Preset, load_preset, parse_assignment
 from drama.pipeline.fingerprints import Choices, run_code, runtime
+from drama.pipeline.plans import Plan
 from drama.pipeline.recipes import (
-    Plan,
     is_complete_protocol,
     plan,
     read_evaluation_recipe,

@@ -12,7 +12,7 @@ from drama.errors import DramaError, reason
 from drama.files import replacing, sha256_file
 from drama.pipeline.artifacts.lockfile import LOCK, Entry
 from drama.pipeline.artifacts.stages import Stage
-from drama.pipeline.recipes import PlannedRun
+from drama.pipeline.plans import PlannedRun
 
 CACHE = Path(".dvc/cache/files/md5")
 

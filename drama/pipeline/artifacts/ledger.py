@@ -50,7 +50,8 @@ from drama.pipeline.artifacts.stages import (
     train_stage,
 )
 from drama.pipeline.config import Experiment, load_experiment
-from drama.pipeline.recipes import Plan, PlannedRun, plan
+from drama.pipeline.plans import Plan, PlannedRun
+from drama.pipeline.recipes import plan
 from drama.runs.folder import RunBusy, locked
 
 
@@ -179,7 +180,7 @@ class _Recorder:
         """Today's runs that dvc.yaml has stages for."""
         text = DVC_YAML.read_text(encoding="utf-8")
         if text == dvc_yaml(self.experiment):
-            return self.planned.runs
+            return list(self.planned.runs)
         self.outcome.problems.append(
             f"{DVC_YAML} does not hold what {EXPERIMENT} asks for: `drama stages` writes it anew, "
             "and `drama record` then records the rest"
