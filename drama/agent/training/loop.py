@@ -267,11 +267,7 @@ class Trainer:
         means = self.world_model_metrics.means() | self.behaviour_metrics.means()
         rate = (self.step - before) / max(now - then, 1e-9)
         self.training_table.append({"step": self.step, **means, "steps_per_second": rate})
-        reporter.losses = (
-            f"reconstruction {means['loss/reconstruction']:.1f} · reward "
-            f"{means['loss/reward']:.3f} · dynamics {means['loss/dynamics']:.2f} · entropy "
-            f"{means['entropy']:.2f}"
-        )
+        reporter.show(means)
 
     # --- saving and going on ---------------------------------------------------------------------
 
