@@ -1,6 +1,6 @@
 """What `make learn` has just reached, beside what git keeps.
 
-    python benchmarks/learned.py build/learn-20261127-120000
+python benchmarks/learned.py build/learn-20261127-120000
 """
 
 from __future__ import annotations
