@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 def load(place: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
     """Load a trained agent from a weights file, a run's folder or a recipe; see `LoadedRun`.
 
-    `drama.load("results/laptop/runs/Pong/seed0").play(episodes=1)` plays an episode.
+    `drama.load("results/laptop/runs/Boxing/seed0").play(episodes=1)` plays an episode.
 
     Raises:
         DramaError: saying which file cannot be used, and what to do.

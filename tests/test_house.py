@@ -100,6 +100,30 @@ def test_the_rules_of_imports_can_be_broken() -> None:
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
+def picture() -> str:
+    """Draw the rooms, inner to outer, each with the numbers of those it imports."""
+    rooms: dict[tuple[int, int, str], set[tuple[int, int, str]]] = {}
+
+    def room(module: str) -> tuple[int, int, str]:
+        _, wing, *inner = module.split(".")
+        return *rank(module), f"{wing}/{inner[0]}" if wing == "agent" and inner else wing
+
+    for module, imported in graph().items():
+        if module not in ("drama", "drama.__main__", "drama.agent"):
+            rooms.setdefault(room(module), set()).update({*map(room, imported)} - {room(module)})
+    order = sorted(rooms)
+    lines = []
+    for number, here in enumerate(order, 1):
+        others = (f"{n:3}" if there in rooms[here] else "   " for n, there in enumerate(order, 1))
+        lines.append(f"{number:2} {here[2]:16}{''.join(others)}".rstrip())
+    return "\n".join(lines)
+
+
+def test_the_picture_of_imports_is_todays() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert f"```text\n{picture()}\n```" in text, f"docs/architecture.md; today:\n{picture()}"
+
+
 def reachable(start: str) -> set[str]:
     """Every module that importing `start` brings in, following the project's own modules.
 
@@ -326,13 +350,16 @@ def test_make_targets_that_are_named_exist(name: str) -> None:
     assert named <= targets()
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_files_that_documents_name_exist(name: str) -> None:
-    text = (ROOT / name).read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_documents_name_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
     for path in re.findall(r"`((?:config|workflow|drama|tests|containers)/[\w/.*-]+)`", text):
-        assert list(ROOT.glob(path.rstrip("/"))), f"{name} names {path}"
-    for path in re.findall(r"\]\(([\w.]+)\)", text):
-        assert (ROOT / path).is_file(), f"{name} links to {path}"
+        assert list(ROOT.glob(path.rstrip("/"))), f"{document} names {path}"
+    for path in re.findall(r"\]\(([^):#]+)\)", text):
+        assert (document.parent / path).exists(), f"{document} links to {path}"
 
 
 def test_continuous_integration_calls_the_two_commands_of_the_readme() -> None:
