@@ -26,6 +26,7 @@ from drama.pipeline.config import (
     Preset,
     load_experiment,
     load_preset,
+    project_file,
     read_recipe_text,
     resolve,
 )
@@ -107,12 +108,12 @@ def plan(
         write: False to only say what the plan is, and touch no file.
 
     Raises:
-        ConfigurationError: for any mistake in any layer, or outside the project's root.
+        ConfigurationError: for any mistake in any layer.
     """
     wanted = load_experiment(experiment, overrides)
     results = Path(wanted.results) / wanted.preset
     run_code, evaluation_code = code_hash(RUN_CODE), code_hash(EVALUATION_CODE)
-    runtime = lock_hash(LOCK_FILE)
+    runtime = lock_hash(project_file(LOCK_FILE))
     texts: dict[Path, str] = {}
     runs: list[PlannedRun] = []
     complete = True
@@ -283,7 +284,7 @@ def read_recipe(path: Path, renewal: str | None = None) -> RunFiles:
             f"{code_hash(RUN_CODE)[:SHORT]}). {renewal}; `drama verify` plays a run "
             "that other code made"
         )
-    if LOCK_FILE.exists() and recipe.runtime != lock_hash(LOCK_FILE):
+    if recipe.runtime != lock_hash(project_file(LOCK_FILE)):
         raise ConfigurationError(
             f"{path}: made for other library versions than {LOCK_FILE} pins. {renewal}"
         )
