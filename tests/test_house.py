@@ -16,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from drama import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("run", "report", "workflow", "dev")
 # What comes on top of run.lock and report.lock where torch is its CUDA build.
@@ -219,6 +221,15 @@ def test_what_presents_results_is_not_part_of_a_runs_fingerprint() -> None:
     assert not {"matplotlib", "rliable", "pandas", "scipy", "snakemake"} & set(pins("run"))
 
 
+def test_the_version_stands_in_one_place_and_is_repeated_right() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" not in project and project["dynamic"] == ["version"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)", changes, re.MULTILINE)[0] == __version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+
+
 def settings_without_comment(text: str) -> list[str]:
     """Keys with a value of their own that have a comment neither behind nor above them.
 
@@ -314,8 +325,10 @@ def targets() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml"]
-)
+    "name",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", ".ci/run",
+     ".github/workflows/ci.yml"],
+)  # fmt: skip
 def test_make_targets_that_are_named_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:^|`|run: )make ([a-z-]+)", text, re.MULTILINE))
