@@ -328,6 +328,10 @@ def main() -> None:
     except DramaError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extras = "pip install 'drama-world-model[report,workflow]'"
+        print(f"{error.name} is not installed here; `{extras}` brings it", file=sys.stderr)
+        sys.exit(1)
     except (OSError, MemoryError) as error:  # a full disk, a folder that cannot be written to
         file = getattr(error, "filename", None)
         print(f"{f'{file}: ' if file else ''}{reason(error)}. When that is mended, give the same "

@@ -446,7 +446,7 @@ def test_check_asks_for_a_bound_and_a_report(drama: Command, tmp_path: Path) -> 
         assert code == 1 and said in errors and "no scores there (" in errors, errors
 
 
-# --- places that are none ------------------------------------------------------------------------
+# --- what is not there ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -471,6 +471,18 @@ def test_a_place_that_holds_no_results_is_said_to(
     assert code == 2 and output == "" and errors.startswith(f"{place}: {said}"), errors
     assert "such as results/" in errors and f"--preset {place}" not in errors
     assert workspace.tree() == before
+
+
+def test_an_extra_that_is_not_installed_is_named(
+    drama: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.startswith(("drama.report", "jinja2"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    code, output, errors = drama("report", "results/quick")
+    assert (code, output) == (1, "")
+    extras = "pip install 'drama-world-model[report,workflow]'"
+    assert errors == f"jinja2 is not installed here; `{extras}` brings it\n"
 
 
 def test_only_a_presets_name_is_suggested(drama: Command) -> None:

@@ -207,7 +207,7 @@ def test_cuda_locks_add_to_the_image_and_agree_with_the_other_locks() -> None:
     for package, version in pins("kernels").items():
         assert elsewhere.get(package, version) == version, package
     present = image | pins("cuda") | pins("kernels")
-    for requirement in required("kernels"):
+    for requirement in [*required("kernels"), *declared()["kernels"]]:
         version = present[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} against {version}"
 
