@@ -9,7 +9,7 @@ Reading order, wing by wing; each imports only those before it:
 4. `pipeline`  which runs, where: `config`, `recipes` (fingerprints), `history`, `jobs`,
                `extensions`, `gpus`, `slurm`, and `artifacts`, what becomes of results
 5. `report`    what is shown: scores, figures, one page
-6. `cli`       the `drama` command
+6. `options`, `cli`    what the `drama` command takes; what it calls
 
 For notebooks there is `drama.load`.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from drama.pipeline.artifacts.agents import LoadedRun
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(place: str | Path, device: str | torch.device = "cpu") -> LoadedRun:

@@ -16,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from drama import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("run", "report", "workflow", "dev")
 # What comes on top of run.lock and report.lock where torch is its CUDA build.
@@ -23,7 +25,7 @@ CUDA_LOCKS = ("cuda", "kernels")
 HASH = r"--hash=sha256:([0-9a-f]{64})"
 
 # The wings and the single files beside them, inner to outer: each imports those before it only.
-WINGS = ("errors", "files", "runs", "agent", "pipeline", "report", "cli")
+WINGS = ("errors", "files", "runs", "agent", "pipeline", "report", "options", "cli")
 # Inside agent/, likewise, but that those of one rank do not know each other.
 AGENT = (
     ("settings", "shapes"), ("env", "replay", "model"), ("behaviour",), ("training",),
@@ -232,7 +234,7 @@ def test_cuda_locks_add_to_the_image_and_agree_with_the_other_locks() -> None:
     for package, version in pins("kernels").items():
         assert elsewhere.get(package, version) == version, package
     present = image | pins("cuda") | pins("kernels")
-    for requirement in required("kernels"):
+    for requirement in [*required("kernels"), *declared()["kernels"]]:
         version = present[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} against {version}"
 
@@ -244,6 +246,15 @@ def test_nvcc_is_of_the_cuda_that_torch_asks_for() -> None:
 
 def test_what_presents_results_is_not_part_of_a_runs_fingerprint() -> None:
     assert not {"matplotlib", "rliable", "pandas", "scipy", "snakemake"} & set(pins("run"))
+
+
+def test_the_version_stands_in_one_place_and_is_repeated_right() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" not in project and project["dynamic"] == ["version"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)", changes, re.MULTILINE)[0] == __version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
 
 
 def settings_without_comment(text: str) -> list[str]:
@@ -341,8 +352,10 @@ def targets() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml"]
-)
+    "name",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", ".ci/run",
+     ".github/workflows/ci.yml"],
+)  # fmt: skip
 def test_make_targets_that_are_named_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:^|`|run: )make ([a-z-]+)", text, re.MULTILINE))

@@ -33,6 +33,7 @@ from drama.agent.settings import (
 )
 from drama.errors import ConfigurationError, reason
 from drama.files import sha256_text
+from drama.pipeline.config import project_file
 
 PACKAGE = Path(drama.__file__).parent
 TRAINING = "drama.agent.training.loop"
@@ -154,12 +155,8 @@ def report_code() -> str:
 
 
 def runtime() -> str:
-    """Return the name of the library versions that define a run, by the lock file.
-
-    Raises:
-        ConfigurationError: when there is none.
-    """
-    return _name(lock_hash(LOCK_FILE, LIBRARIES), "runtime")
+    """Return the name of the library versions that define a run, by the lock file."""
+    return _name(lock_hash(project_file(LOCK_FILE), LIBRARIES), "runtime")
 
 
 def lock_hash(path: Path, libraries: Sequence[str] = ()) -> str:

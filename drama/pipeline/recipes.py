@@ -57,7 +57,7 @@ def plan(
         write: False to only say what the plan is, and touch no file.
 
     Raises:
-        ConfigurationError: for any mistake in any layer, or outside the project's root.
+        ConfigurationError: for any mistake in any layer.
     """
     wanted = load_experiment(experiment, overrides)
     results = Path(wanted.results) / wanted.preset
@@ -191,7 +191,7 @@ def read_recipe(path: Path, renewal: str | None = None) -> RunFiles:
             f"{path}: made for other code ({recipe.code[:SHORT]}; today's is {todays[:SHORT]}). "
             f"{renewal}; `drama verify` plays a run that other code made"
         )
-    if LOCK_FILE.exists() and recipe.runtime != runtime():
+    if recipe.runtime != runtime():
         raise ConfigurationError(
             f"{path}: made for other library versions than {LOCK_FILE} pins. {renewal}"
         )

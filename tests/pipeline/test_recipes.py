@@ -185,16 +185,16 @@ def test_one_wrong_game_of_several_stops_the_others(workspace: Workspace) -> Non
     assert workspace.tree() == before
 
 
-def test_outside_the_projects_root_it_says_so(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(workspace.root / "config")
-    with pytest.raises(ConfigurationError, match="project's root"):
-        plan(workspace.root / CONFIG)
-    monkeypatch.chdir(workspace.root)
-    (workspace.root / "containers/run.lock").unlink()
-    with pytest.raises(ConfigurationError, match="project's root"):
-        planned()
+def test_the_packages_pins_stand_in_for_the_folders(workspace: Workspace) -> None:
+    lock = workspace.root / "containers/run.lock"
+    lock.write_text("torch==0.0.1\n")
+    (other,) = planned().runs
+    assert read_recipe(other.recipe).fingerprint == other.fingerprint
+    lock.unlink()
+    with pytest.raises(ConfigurationError, match="other library versions"):
+        read_recipe(other.recipe)
+    (run,) = planned().runs
+    assert read_recipe(run.recipe).recipe.runtime == runtime()
 
 
 def test_all_130_runs_are_planned_at_once(workspace: Workspace) -> None:

@@ -15,19 +15,7 @@ from drama.pipeline.artifacts.image import require_image, variant_for
 from drama.pipeline.config import load_experiment
 from drama.pipeline.recipes import plan
 
-
-def listed(value):
-    """Split what `--config games=Pong,Krull` or `seeds=0,1` gave into a list of names or numbers."""
-    items = value if isinstance(value, list) else str(value).split(",")
-    words = [str(item).strip() for item in items]
-    return [int(word) if word.isdecimal() else word for word in words]
-
-
-OVERRIDES = {
-    key: listed(value) if key in ("games", "seeds") else value
-    for key, value in config.items()
-    if key != "experiment"
-}
+OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
 
 CONTAINED = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
