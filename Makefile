@@ -11,7 +11,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := $(addprefix containers/,run.lock report.lock workflow.lock dev.lock)
 # The stamp's name changes with the contents of what it stands for; file times do not matter.
-STAMP := $(VENV)/installed-$(shell cat $(LOCKS) containers/cuda.lock pyproject.toml | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/installed-$(shell cat containers/*.lock pyproject.toml | cksum | cut -d ' ' -f 1)
+
+# Whoever names a build of torch wants it also where another one is installed.
+ifdef TORCH
+.PHONY: $(STAMP)
+endif
 
 # A folder that is not there yet: whatever results are kept, `make learn` trains.
 LEARNED := build/learn-$(shell date +%Y%m%d-%H%M%S)
@@ -24,13 +29,12 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
 	  | while IFS='|' read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
-setup: $(STAMP) ## install the locked versions and this project into .venv
+setup: $(STAMP) ## install the locked versions and this project into .venv; TORCH=cpu or cuda
 
 $(STAMP): | $(VENV)/bin/pip
-	@echo "Installing the locked versions into $(VENV) (a minute or more: torch is large) ..."
-	@sh containers/install.sh $(BIN)/pip $(LOCKS)
-	@$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-*
+	@TORCH=$(TORCH) sh containers/install.sh $(BIN) $(LOCKS)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 	@echo "Done: $$($(BIN)/python --version), torch $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')"
 
@@ -82,7 +86,7 @@ container: setup ## build the image for the cluster; VARIANT=cpu, BASE=docker im
 	@python containers/build.py --variant $(VARIANT) $(if $(BASE),--base '$(BASE)')
 
 lock: setup ## resolve containers/*.in again and write containers/*.lock
-	@python containers/lock.py
+	@sh containers/lock.sh $(BIN)
 
 clean: ## remove the virtual environment and caches; results stay
 	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

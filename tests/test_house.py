@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("run", "report", "workflow", "dev")
 # What comes on top of run.lock and report.lock where torch is its CUDA build.
 CUDA_LOCKS = ("cuda", "kernels")
+ALL_LOCKS = (*LOCKS, *CUDA_LOCKS, "cpu", "installer")
 HASH = r"--hash=sha256:([0-9a-f]{64})"
 
 # The wings and the single files beside them, inner to outer: each imports those before it only.
@@ -169,8 +170,10 @@ def locked(name: str) -> dict[str, tuple[str, list[str]]]:
     found: dict[str, tuple[str, list[str]]] = {}
     for entry in text.replace(" \\\n", " ").splitlines():
         if not entry.startswith("#"):
-            pin, *options = entry.split()
+            # A marker such as `; sys_platform == 'win32'` may stand between pin and hashes.
+            pin, *options = re.sub(" ;.*?(?= --hash)", "", entry).split()
             package, version = pin.split("==")
+            assert package not in found, package
             found[package] = version, [re.fullmatch(HASH, option)[1] for option in options]  # type: ignore[index]
     return found
 
@@ -211,15 +214,27 @@ def test_pyproject_and_requirement_files_name_the_same_packages(name: str) -> No
     assert listed == {canonicalize_name(requirement.name) for requirement in declared()[name]}
 
 
-@pytest.mark.parametrize("name", [*LOCKS, *CUDA_LOCKS])
+@pytest.mark.parametrize("name", ALL_LOCKS)
 def test_every_pin_carries_sorted_hashes_of_its_files(name: str) -> None:
     assert list(locked(name)) == sorted(locked(name))
     for package, (_, hashes) in locked(name).items():
         assert hashes and hashes == sorted(set(hashes)), package
 
 
+def test_no_lock_says_where_packages_come_from() -> None:
+    for name in ALL_LOCKS:
+        text = (ROOT / "containers" / f"{name}.lock").read_text(encoding="utf-8")
+        assert not re.search(r"://|--(index|extra|find)|/", text), name
+
+
+def test_what_a_run_pins_holds_on_every_platform() -> None:
+    """The fingerprints of runs hash these lines, so they say the same everywhere."""
+    assert ";" not in (ROOT / "containers/run.lock").read_text(encoding="utf-8")
+
+
 def test_locks_leave_the_build_of_torch_to_the_machine() -> None:
     assert pins("run")["torch"] == "2.13.0"
+    assert pins("cpu") == {"torch": "2.13.0+cpu"}
     for name in (*LOCKS, *CUDA_LOCKS):
         for package, version in pins(name).items():
             assert name in CUDA_LOCKS or not package.startswith(("nvidia-", "cuda-", "triton"))

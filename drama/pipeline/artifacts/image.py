@@ -22,7 +22,7 @@ IMAGES = Path("containers/images")
 DEFINITION = Path("containers/drama.def")
 LOCKS: dict[Variant, tuple[str, ...]] = {
     "cuda": ("run", "report", "cuda", "kernels"),
-    "cpu": ("run", "report", "cuda"),
+    "cpu": ("run", "report", "cpu"),
 }
 COMMANDS: dict[Variant, str] = {"cuda": "make container", "cpu": "make container VARIANT=cpu"}
 
