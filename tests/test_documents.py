@@ -171,8 +171,9 @@ def test_commands_work_as_typed_and_print_what_is_shown(document: str, tmp_path:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     _, *printed = re.split(f"^{STARTS}", done.stdout, flags=re.MULTILINE)
-    for command, output in zip(commands, printed, strict=True):
-        assert not missing(command.shown, output), output
+    pairs = zip(commands, printed, strict=True)
+    untrue = [(c.place, line) for c, output in pairs for line in missing(c.shown, output)]
+    assert not untrue, done.stdout
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
