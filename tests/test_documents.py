@@ -24,12 +24,13 @@ import pytest
 import typer
 import yaml
 from test_pipeline import BIN, ROOT
+from typer.core import TyperGroup
 from workspace import make_workspace
 
 from drama.cli import app
 from drama.pipeline.recipes import plan
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
+DOCUMENTS = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COMMANDS, TO_LOOK_AT = ("sh", "console", "python"), ("yaml", "text")
 FENCE = re.compile(r"((?:<!-- not run.*?-->\n)*)```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- not run(?: \((.+?)\))?:(.*?)-->", re.DOTALL)
@@ -170,8 +171,9 @@ def test_commands_work_as_typed_and_print_what_is_shown(document: str, tmp_path:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     _, *printed = re.split(f"^{STARTS}", done.stdout, flags=re.MULTILINE)
-    for command, output in zip(commands, printed, strict=True):
-        assert not missing(command.shown, output), output
+    pairs = zip(commands, printed, strict=True)
+    untrue = [(c.place, line) for c, output in pairs for line in missing(c.shown, output)]
+    assert not untrue, done.stdout
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -218,13 +220,15 @@ def test_text_keeps_to_100_columns(document: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_drama_commands_that_are_named_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    known = typer.main.get_group(app).commands
+    drama = typer.main.get_command(app)
+    assert isinstance(drama, TyperGroup)
     for line in re.findall(r"`drama ([^`]+)`", FENCE.sub("", text)):
-        name, *words = line.split()
-        assert name in known, f"{document} names `drama {line}`"
-        options = {option for parameter in known[name].params for option in parameter.opts}
-        for word in words:
-            assert not word.startswith("-") or word in options, f"{document}: `drama {line}`"
+        words = line.split()
+        command = drama if words[0].startswith("-") else drama.commands.get(words.pop(0))
+        assert command, f"{document} names `drama {line}`"
+        options = {option for parameter in command.params for option in parameter.opts}
+        given = {word for word in words if word.startswith("-")} - {"-h", "--help"}
+        assert given <= options, f"{document} names `drama {line}`"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
