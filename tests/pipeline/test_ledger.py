@@ -24,11 +24,13 @@ CHECKPOINT = Path("results/tiny/runs/Pong/seed0/checkpoint.parquet")
 # The real command, which a SIGKILL ends at one place: just before or just after a call.
 KILLED = """
 import os, signal, sys
-from drama.pipeline.artifacts import ledger, lockfile, repository
+import dvc.output
+from drama.pipeline.artifacts import ledger, repository
 place, when, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 owner, name = {
     "commit": (repository.Repository, "commit"), "replace": (os, "replace"),
-    "link": (os, "link"), "rename": (os, "rename"), "write": (ledger, "write_ledger"),
+    "cache": (dvc.output, "otransfer"), "link": (os, "link"),
+    "write": (ledger, "write_ledger"),
 }[place]
 usual, seen = getattr(owner, name), 0
 
@@ -390,7 +392,6 @@ def test_without_any_earlier_dvc_lock_it_is_made_from_the_runs(
     project.git("rm", "--cached", "--quiet", "dvc.lock")
     project.git("commit", "--quiet", "--message=No ledger")
     (project.root / "dvc.lock").write_text("", encoding="utf-8")
-    (project.root / ".dvc/tmp/dvc.lock.backup").unlink(missing_ok=True)
     assert set(record_in(project).recorded) == set(before)
     assert stages(project) == before
 
@@ -412,9 +413,9 @@ def test_a_list_of_processes_that_a_kill_left_is_no_obstacle(
     ("place", "when", "count"),
     [
         ("commit", "before", 2),
-        ("link", "before", 2),
+        ("cache", "after", 2),
+        ("link", "before", 2),  # DVC has removed the file
         ("link", "after", 3),
-        ("rename", "before", 2),
         ("write", "before", 1),
         ("replace", "before", 4),
         ("write", "after", 1),
@@ -424,8 +425,6 @@ def test_killed_at_any_moment_it_loses_nothing(
     fresh: Clone, recorded: Clone, place: str, when: str, count: int
 ) -> None:
     fresh.run("python", "-c", KILLED, place, when, str(count), expected=-9)
-    for game in GAMES:
-        assert fresh.present(game) == fresh.blobs(game), "a run lost a file"
     fresh.run("drama", "record")
     assert stages(fresh) == stages(recorded)
     for game in GAMES:
