@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.lock import Lock
 from dvc_project import GAMES, STAGES, Clone, make_trained, records, sha256
 from test_pipeline import NOTHING
 
@@ -202,6 +204,32 @@ def test_a_run_that_was_trained_again_is_recorded_again(
     assert status(project) == set()
 
 
+def test_a_blob_damaged_after_it_was_recorded_is_named(
+    project: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    before = project.lock()
+    (project.root / CHECKPOINT).unlink()
+    (project.root / CHECKPOINT).write_bytes(b"not a checkpoint")
+    done = record_in(project)
+    assert done.recorded == [] and project.lock() == before
+    assert len(done.problems) == 1 and str(CHECKPOINT) in done.problems[0]
+    project.assert_cache_is_sound()
+
+
+def test_it_waits_for_other_dvc_processes(fresh: Clone) -> None:
+    path = fresh.root / ".dvc/tmp/lock"
+    path.parent.mkdir()
+    lock = Lock(str(path))
+    with lock:  # for longer than DVC's commands wait
+        process = fresh.start("drama", "record")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=8)
+        assert "not noted in DVC" in fresh.run("drama", "plan")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert len(stages(fresh)) == STAGES
+
+
 @pytest.mark.parametrize("missing", [".dvc", ".git", "dvc.yaml"])
 def test_without_dvc_there_is_nothing_to_record(fresh: Clone, missing: str) -> None:
     path = fresh.root / missing
@@ -287,6 +315,7 @@ def test_evaluating_fetches_the_checkpoint(other: Clone, recorded: Clone) -> Non
     assert "fetched from remote 'artifacts'" in other.run(*command)
     assert evaluation.read_bytes() == expected
     assert set(other.present("Pong")) == {"checkpoint.parquet"}
+    assert "nothing new" in other.run("drama", "record")
     assert other.git("status", "--porcelain") == ""
 
 
