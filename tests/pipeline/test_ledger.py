@@ -122,8 +122,9 @@ def test_what_is_recorded_is_what_dvc_finds(recorded: Clone) -> None:
     assert {f"train@{game}-0" for game in GAMES} < set(stages(recorded))
     for game in GAMES:
         assert recorded.present(game) == recorded.blobs(game)
-        checkpoint = (recorded.folder(game) / "checkpoint.parquet").stat()
-        assert not checkpoint.st_mode & 0o222 and checkpoint.st_nlink == 2
+        for name in recorded.blobs(game):
+            file = (recorded.folder(game) / name).stat()
+            assert not file.st_mode & 0o222 and file.st_nlink == 2, f"{name}: on disk twice"
     recorded.assert_cache_is_sound()
 
 
