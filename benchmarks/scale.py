@@ -67,13 +67,25 @@ def make_run(run: PlannedRun) -> None:
     (run.folder / "replay").mkdir(parents=True)
     for name, size in sizes.items():
         (run.folder / name).write_bytes(os.urandom(size))
-    pq.write_table(pa.table({"episode_return": [float(run.seed)] * 100}), run.evaluation)
+    write_evaluation(run)
     artifacts = [
         {"path": name, "sha256": sha256_file(run.folder / name), "bytes": size}
         for name, size in sorted(sizes.items())
     ]
     record = {"format": 1, "fingerprint": run.fingerprint, "artifacts": artifacts}
     run.record.write_text(canonical_json(record))
+
+
+def write_evaluation(run: PlannedRun) -> None:
+    """Write an evaluation as it is read back: 100 greedy episodes."""
+    asked = {"episodes": 100, "environments": 1, "actions": "greedy", "both": False}
+    header = {
+        "run": run.fingerprint, "fingerprint": run.evaluation_fingerprint, "device": "cpu",
+        "settings": asked | {"enough_same": 0},
+    }  # fmt: skip
+    returns = [float(run.seed)] * 100
+    table = pa.table({"episode_return": returns, "truncated": [False] * 100})
+    pq.write_table(table.replace_schema_metadata({"drama": json.dumps(header)}), run.evaluation)
 
 
 def make_report(planned: Plan) -> None:

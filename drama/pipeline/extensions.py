@@ -20,7 +20,7 @@ import torch
 from drama.agent.settings import EvaluationSettings
 from drama.errors import ConfigurationError
 from drama.files import remove_leftovers, replacing, sha256_file, sync_folder
-from drama.pipeline.artifacts.entries import read_artifacts
+from drama.pipeline.artifacts.integrity import read_artifacts
 from drama.pipeline.artifacts.verify import verify
 from drama.pipeline.fingerprints import evaluation_code, report_code
 from drama.pipeline.jobs import RunIncomplete

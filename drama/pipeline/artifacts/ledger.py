@@ -3,41 +3,26 @@
 One process does it for all runs, because DVC's own locks let only one commit at a time, and know
 processes of one machine only. A run is recorded when its run-<fingerprint>.json is there, which is
 written last, when its fingerprint is today's, and when the bytes of every artifact are those that
-the record names. What is recorded already costs a look at small files.
+the record names. How files get into the cache is DVC's own doing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from drama.errors import ConfigurationError, DramaError, reason
 from drama.files import remove_leftovers
-from drama.pipeline.artifacts.entries import (
-    NotRecorded,
-    file_item,
-    holds,
-    is_kept,
-    is_text_of,
-    names_all,
-    verify,
-)
-from drama.pipeline.artifacts.evaluations import NOTE, EvaluationDamaged, note_evaluation
-from drama.pipeline.artifacts.lockfile import (
-    LOCK,
-    Entries,
-    Entry,
-    Ledger,
-    read_ledger,
-    write_ledger,
-)
-from drama.pipeline.artifacts.repository import PROCESSES, Repository, alone, mend_processes
+from drama.pipeline.artifacts.evaluations import note_evaluation
+from drama.pipeline.artifacts.integrity import NotRecorded, is_text_of, verify
+from drama.pipeline.artifacts.lockfile import LOCK, Entries, Ledger, read_ledger, write_ledger
+from drama.pipeline.artifacts.repository import PROCESSES, Repository
 from drama.pipeline.artifacts.stages import (
     DVC_YAML,
     EXPERIMENT,
@@ -104,8 +89,8 @@ def record(results: Path | None = None) -> Recorded:
     experiment = load_experiment(EXPERIMENT)
     _check_usable(results, experiment)
     planned = plan(EXPERIMENT, write=False)
-    with alone():
-        recorder = _Recorder(experiment, planned, read_ledger())
+    with Repository.open(wait=True) as repository:  # other recordings, and `dvc push`, come first
+        recorder = _Recorder(experiment, planned, repository, read_ledger())
         recorder.record_all()
         return recorder.outcome
 
@@ -122,12 +107,13 @@ def record_plan() -> str | None:
     try:
         _check_usable(None, experiment)
         stage = plan_stage(experiment, results_folder(experiment))
-        with alone(), Repository.open() as repository:
-            mend_processes()
+        with Repository.open(wait=False) as repository:
+            repository.mend_processes()
             ledger = read_ledger()
             if ledger.damage:
                 return f"{LOCK}: {ledger.damage}; `drama record` repairs it"
-            write_ledger(ledger.entries | {stage.name: repository.commit(stage)})
+            if not repository.is_recorded(stage, ledger.entries):
+                write_ledger(ledger.entries | {stage.name: repository.commit(stage)})
     except NothingToRecord:
         return None
     except NotRecorded as error:
@@ -139,10 +125,13 @@ def record_plan() -> str | None:
 
 
 class _Recorder:
-    """One recording: today's plan, dvc.lock's entries before and after, and what to tell."""
+    """One recording: today's plan, DVC's repository, dvc.lock before and after, what to tell."""
 
-    def __init__(self, experiment: Experiment, planned: Plan, ledger: Ledger) -> None:
-        self.experiment, self.planned, self.ledger = experiment, planned, ledger
+    def __init__(
+        self, experiment: Experiment, planned: Plan, repository: Repository, ledger: Ledger
+    ) -> None:
+        self.experiment, self.planned = experiment, planned
+        self.repository, self.ledger = repository, ledger
         self.results = planned.results.as_posix()
         self.outcome = Recorded()
         self.entries: Entries = {}
@@ -156,41 +145,28 @@ class _Recorder:
             self.outcome.notes.append(
                 f"{LOCK}: {self.ledger.damage}; repaired from the runs' records"
             )
-        if mend_processes():
+        if self.repository.mend_processes():
             self.outcome.notes.append(f"{PROCESSES}: left unreadable by a killed process; removed")
-        runs = [run for run in self._covered() if self._is_ready(run)]
-        to_commit = [run for run in runs if not self._is_recorded(run)]
-        if to_commit:
-            self._commit_runs(to_commit)
-        for run in runs:
-            self._note_evaluation(run)
-        self._report_and_plan()
-        self.outcome.stages = len(self.entries)
+        for run in self._covered():
+            if self._is_ready(run):
+                with self._troubles():
+                    self._record_run(run)
+        with self._troubles():
+            self._record_report()
+        with self._troubles():
+            self._record_plan()
         if self.entries != self.before or self.ledger.damage:
-            self._write()
-
-    def _write(self) -> None:
-        """Write what changed into dvc.lock, over what `dvc repro` may have written meanwhile."""
-        changed = {n: entry for n, entry in self.entries.items() if self.before.get(n) != entry}
-        with Repository.open():
-            now = read_ledger()
-            write_ledger((self.entries if now.damage else now.entries) | changed)
+            write_ledger(self.entries)
+        self.outcome.stages = len(self.entries)
 
     def _covered(self) -> list[PlannedRun]:
         """Today's runs that dvc.yaml has stages for."""
-        text = DVC_YAML.read_text(encoding="utf-8")
-        if text == dvc_yaml(self.experiment):
-            return list(self.planned.runs)
-        self.outcome.problems.append(
-            f"{DVC_YAML} does not hold what {EXPERIMENT} asks for: `drama stages` writes it anew, "
-            "and `drama record` then records the rest"
-        )
-        matrix = _dvc_stages()["train"]["matrix"]
-        return [
-            run
-            for run in self.planned.runs
-            if run.game in matrix["game"] and run.seed in matrix["seed"]
-        ]
+        if DVC_YAML.read_text(encoding="utf-8") != dvc_yaml(self.experiment):
+            self.outcome.problems.append(
+                f"{DVC_YAML} does not hold what {EXPERIMENT} asks for: `drama stages` writes it "
+                "anew, and `drama record` then records the rest"
+            )
+        return [run for run in self.planned.runs if self.repository.knows(self._training(run))]
 
     def _is_ready(self, run: PlannedRun) -> bool:
         """Say whether a run is whole and its recipe on disk is today's."""
@@ -204,19 +180,28 @@ class _Recorder:
             return False
         return True
 
-    def _stages(self, run: PlannedRun) -> tuple[Stage, Stage]:
-        return (
-            train_stage(self.results, run.game, run.seed),
-            evaluate_stage(self.results, run.game, run.seed),
-        )
+    def _training(self, run: PlannedRun) -> Stage:
+        return train_stage(self.results, run.game, run.seed)
 
-    def _is_recorded(self, run: PlannedRun) -> bool:
+    def _record_run(self, run: PlannedRun) -> None:
+        """Record a run, held to its own record first, and its evaluation when that is today's."""
+        training = self._training(run)
+        if not self._is_recorded(training):
+            with locked(run.folder, wait=False):
+                remove_leftovers(run.folder)
+                self.outcome.notes += verify(run, training, self.repository.cache)
+                self._commit(training)
+        evaluation = evaluate_stage(self.results, run.game, run.seed)
+        recipe = Path(evaluation.needs[0])
+        if run.evaluation.exists() and is_text_of(recipe, run.evaluation_fingerprint):
+            note_evaluation(run.evaluation, run.evaluation_fingerprint)
+            self._commit_changed(evaluation)
+
+    def _is_recorded(self, stage: Stage) -> bool:
         """Say whether dvc.lock, or an older one, already holds this very run."""
-        stage, _ = self._stages(run)
         for entries in (self.entries, *self._older(stage)):
-            entry = entries.get(stage.name)
-            if entry is not None and holds(stage, entry) and is_kept(stage, entry):
-                self.entries[stage.name] = entry
+            if self.repository.is_recorded(stage, entries):
+                self.entries[stage.name] = entries[stage.name]
                 return True
         return False
 
@@ -224,75 +209,37 @@ class _Recorder:
         if not all(Path(blob).exists() for blob in stage.blobs):
             yield from self.ledger.older
 
-    def _commit_runs(self, runs: Iterable[PlannedRun]) -> None:
-        """Verify runs against their records and put them into DVC's cache."""
-        with Repository.open() as repository:
-            for run in runs:
-                stage, _ = self._stages(run)
-                try:
-                    with locked(run.folder, wait=False):
-                        remove_leftovers(run.folder)
-                        self.outcome.notes += verify(run, stage)
-                        self.entries[stage.name] = repository.commit(stage)
-                except RunBusy as error:
-                    self.outcome.notes.append(f"{error}; left out")
-                except DramaError as error:
-                    self.outcome.problems.append(str(error))
-                else:
-                    self.outcome.recorded.append(stage.name)
+    def _commit_changed(self, stage: Stage) -> None:
+        if not self.repository.is_recorded(stage, self.entries):
+            self._commit(stage)
 
-    def _note_evaluation(self, run: PlannedRun) -> None:
-        """Record a run's evaluation, when the run is recorded and the evaluation is today's."""
-        training, stage = self._stages(run)
-        trained = self.entries.get(training.name)
-        recipe = Path(stage.needs[0])
-        if trained is None or not holds(training, trained) or not run.evaluation.exists():
-            return
-        if not is_text_of(recipe, run.evaluation_fingerprint):
-            return
+    def _commit(self, stage: Stage) -> None:
+        self.entries[stage.name] = self.repository.commit(stage)
+        self.outcome.recorded.append(stage.name)
+
+    @contextmanager
+    def _troubles(self) -> Iterator[None]:
+        """Note what cannot be recorded, and go on with the rest."""
         try:
-            note_evaluation(run.evaluation, run.evaluation_fingerprint)
-        except EvaluationDamaged as error:
+            yield
+        except RunBusy as error:
+            self.outcome.notes.append(f"{error}; left out")
+        except DramaError as error:
             self.outcome.problems.append(str(error))
-            return
-        entry: Entry = {
-            "cmd": stage.command,
-            "deps": [file_item(Path(path)) for path in stage.needs],
-            "outs": [file_item(run.folder / NOTE)],
-        }
-        if self.entries.get(stage.name) != entry:
-            self.entries[stage.name] = entry
-            self.outcome.recorded.append(stage.name)
 
-    def _report_and_plan(self) -> None:
-        """Record the report when it is today's, and the plan beside anything else."""
-        stages = []
+    def _record_report(self) -> None:
+        """Record the report when it is today's."""
         report = report_stage(self.experiment, self.results)
-        planning = plan_stage(self.experiment, self.results)
-        known = self.entries.get(report.name)
-        if self._report_is_ready(report) and not (known and holds(report, known)):
-            stages.append(report)
-        known = self.entries.get(planning.name)
-        stale = stages or self.outcome.recorded or not (known and names_all(planning, known))
-        if stale and self._plan_is_ready():
-            stages.append(planning)
-        if not stages:
-            return
-        with Repository.open() as repository:
-            for stage in stages:
-                entry = repository.commit(stage)
-                if self.entries.get(stage.name) != entry:
-                    self.entries[stage.name] = entry
-                    self.outcome.recorded.append(stage.name)
-
-    def _report_is_ready(self, report: Stage) -> bool:
         present = all(Path(path).exists() for path in (*report.needs, *report.outs))
         fingerprint = self.planned.report.stem.removeprefix("report-")
         text = Path(report.needs[0])
-        return present and self.planned.report.exists() and is_text_of(text, fingerprint)
+        if present and self.planned.report.exists() and is_text_of(text, fingerprint):
+            self._commit_changed(report)
 
-    def _plan_is_ready(self) -> bool:
-        return all(is_text_of(run.recipe, run.fingerprint) for run in self.planned.runs)
+    def _record_plan(self) -> None:
+        """Record the plan when the recipes on disk are today's."""
+        if all(is_text_of(run.recipe, run.fingerprint) for run in self.planned.runs):
+            self._commit_changed(plan_stage(self.experiment, self.results))
 
 
 def _check_usable(results: Path | None, experiment: Experiment) -> None:
@@ -301,7 +248,7 @@ def _check_usable(results: Path | None, experiment: Experiment) -> None:
         raise NothingToRecord("nothing recorded: DVC is not set up here (no .dvc/config, dvc.yaml)")
     if not any((place / ".git").exists() for place in (Path.cwd(), *Path.cwd().parents)):
         raise NothingToRecord("nothing recorded: DVC needs a git repository, and this is none")
-    covered = _dvc_stages()["report"]["cmd"].split()[-1]
+    covered = _covered_results()
     wanted = Path(results_folder(experiment)) if results is None else results
     if os.path.normpath(wanted) != covered:
         raise NothingToRecord(f"{wanted}: not recorded; DVC keeps {covered} (dvc.yaml)")
@@ -309,13 +256,12 @@ def _check_usable(results: Path | None, experiment: Experiment) -> None:
         raise NotRecorded("nothing recorded: DVC is not installed here; `make setup`")
 
 
-def _dvc_stages() -> dict[str, Any]:
-    """Return what dvc.yaml says of its four stages."""
+def _covered_results() -> str:
+    """Return the results folder that dvc.yaml covers, read without DVC, which may be missing."""
     try:
-        stages: dict[str, Any] = yaml.safe_load(DVC_YAML.read_text(encoding="utf-8"))["stages"]
-        if stages["report"]["cmd"].split() and stages["train"]["matrix"].keys() == {"game", "seed"}:
-            return stages
-        problem = "not the matrix of runs that it should be"
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = reason(error)
-    raise NotRecorded(f"{DVC_YAML}: unreadable ({problem}); `drama stages` writes it anew")
+        stages = yaml.safe_load(DVC_YAML.read_text(encoding="utf-8"))["stages"]
+        return str(stages["report"]["cmd"].split()[-1])
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise NotRecorded(
+            f"{DVC_YAML}: unreadable ({reason(error)}); `drama stages` writes it anew"
+        ) from None

@@ -1,8 +1,8 @@
 """dvc.lock: reading it, also when it is damaged, and replacing it as a whole.
 
-DVC writes this file in place: a kill leaves it empty or cut. A merge can leave conflict marks in
-it. Then its entries are looked for where older versions are: in the backup that every recording
-makes, in git, between the conflict marks. Which of them still hold, the runs' own files say.
+DVC writes this file in place: FIGURE. A merge can leave conflict marks in it. Then its entries are
+looked for where older versions are: between the conflict marks and in git. Which of them still
+hold, the runs' own files say.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import yaml
 from drama.files import write_text
 
 LOCK = Path("dvc.lock")
-BACKUP = Path(".dvc/tmp/dvc.lock.backup")
 CONFLICT = re.compile(
     r"^<{7}.*?\n(?P<ours>.*?)(?:^\|{7}.*?)?^={7}\n(?P<theirs>.*?)^>{7}.*?(?:\n|\Z)",
     re.MULTILINE | re.DOTALL,
@@ -48,7 +47,7 @@ class Ledger:
     def older(self) -> tuple[Entries, ...]:
         """Entries from elsewhere, best first, to complete a damaged file with."""
         sides = [CONFLICT.sub(rf"\g<{side}>", self.text or "") for side in ("ours", "theirs")]
-        sources = (*sides, _backup(), _committed())
+        sources = (*sides, _committed())
         return tuple(entries for text in sources if (entries := _try(text)))
 
 
@@ -64,13 +63,9 @@ def read_ledger() -> Ledger:
 
 
 def write_ledger(entries: Entries) -> None:
-    """Replace dvc.lock as a whole; a whole earlier one is kept as a backup first."""
+    """Write dvc.lock as a whole, in DVC's layout."""
     from dvc.utils.serialize import dumps_yaml
 
-    if LOCK.exists() and (earlier := _try(text := LOCK.read_text(encoding="utf-8"))):
-        if earlier == entries:
-            return
-        write_text(BACKUP, text)
     write_text(LOCK, dumps_yaml({"schema": "2.0", "stages": entries}))
 
 
@@ -105,10 +100,6 @@ def _try(text: str | None) -> Entries | None:
         return _parse(text)
     except ValueError:
         return None
-
-
-def _backup() -> str | None:
-    return BACKUP.read_text(encoding="utf-8", errors="replace") if BACKUP.exists() else None
 
 
 def _committed() -> str | None:

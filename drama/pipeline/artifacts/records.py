@@ -43,15 +43,20 @@ class Artifact(BaseModel):
     bytes: Annotated[int, Field(ge=0)]
 
 
-class Record(BaseModel):
-    """What run-<fingerprint>.json says; keys that later versions may add are passed over."""
+class Listing(BaseModel):
+    """The files that run-<fingerprint>.json lists; keys that are not known are passed over."""
 
     model_config = ConfigDict(frozen=True, strict=True)
+
+    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=100_000)]
+
+
+class Record(Listing):
+    """What run-<fingerprint>.json says."""
 
     format: Literal[1]
     fingerprint: Sha256
     recipe: dict[str, Any]
-    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=100_000)]
     versions: dict[str, str]
     device: str
     backend: str = "torch"  # the only one before it was recorded

@@ -1,7 +1,8 @@
 """Fetching one file of a run from DVC's cache or its remote, when a job needs it.
 
-Unlike `dvc pull` this takes none of DVC's locks and writes nothing of DVC's, so that jobs on many
-machines can do it side by side.
+Of ten `dvc pull`, one run each, started at once, nine fail: "Unable to acquire lock". This takes
+none of DVC's locks and writes nothing of DVC's, so that jobs do it side by side. Jobs in the image
+look into the cache only: it holds no DVC.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 
 from drama.errors import DramaError
 from drama.files import replacing, sha256_file
-from drama.pipeline.artifacts.entries import CACHE, read_artifacts
+from drama.pipeline.artifacts.integrity import read_artifacts
 from drama.pipeline.artifacts.lockfile import LOCK, read_ledger
+
+CACHE = Path(".dvc/cache/files/md5")
 
 
 class NotFetched(DramaError):
