@@ -33,7 +33,8 @@ from drama.agent.behaviour.imagination import imagine
 from drama.agent.model.distributions import categorical_kl, sample_one_hot
 from drama.agent.model.nets import to_pixels
 from drama.agent.replay.tensors import Batch
-from drama.agent.training.loop import Runtime, Trainer
+from drama.agent.training.resumable import ResumableRun
+from drama.agent.training.runtime import Runtime
 from drama.errors import DramaError
 from drama.pipeline.recipes import read_recipe
 
@@ -63,24 +64,24 @@ def diagnose(path: Path, recent: int) -> dict[str, float]:
     """Measure a run; returns each figure under its name."""
     files = read_recipe(path)
     runtime = Runtime(torch.device("cpu"), torch.get_num_threads(), None)
-    trainer = Trainer(files.recipe, files.fingerprint, files.folder, runtime)
-    if not trainer.resume():
+    run = ResumableRun(files.recipe, files.fingerprint, files.folder, runtime)
+    if not run.resume():
         raise SystemExit(f"{files.folder}: there is no checkpoint here")
     torch.manual_seed(0)
-    size = trainer.buffer.size
+    size = run.buffer.size
     generator = np.random.default_rng(0)
     starts = generator.integers(max(0, size - recent), size - LENGTH, WINDOWS)
-    rows = torch.from_numpy(trainer.buffer.rows(starts, LENGTH))
-    batch = trainer.ring.read(rows, rows)
-    background = trainer.ring.frames(rows[:, 0]).float().median(0).values.byte()
-    figures: dict[str, float] = {"agent steps": trainer.step, "episodes": trainer.episode}
-    figures |= _world_model(trainer, batch, background)
-    figures |= _behaviour(trainer, batch, recent)
+    rows = torch.from_numpy(run.buffer.rows(starts, LENGTH))
+    batch = run.ring.read(rows, rows)
+    background = run.ring.frames(rows[:, 0]).float().median(0).values.byte()
+    figures: dict[str, float] = {"agent steps": run.step, "episodes": run.episode}
+    figures |= _world_model(run, batch, background)
+    figures |= _behaviour(run, batch, recent)
     return figures
 
 
-def _world_model(trainer: Trainer, batch: Batch, background: Tensor) -> dict[str, float]:
-    model = trainer.agent.world_model
+def _world_model(run: ResumableRun, batch: Batch, background: Tensor) -> dict[str, float]:
+    model = run.agent.world_model
     posterior = model.posterior(batch.frames)  # [B, L, K, C]
     latents = sample_one_hot(posterior)
     d, _ = model.sequence(model.inputs(latents, batch.actions))
@@ -112,7 +113,7 @@ def _world_model(trainer: Trainer, batch: Batch, background: Tensor) -> dict[str
 
 def _explained(shown: Tensor, frames: Tensor, background: Tensor) -> float:
     """Return the share of moving pixels' squared error that a reconstruction explains."""
-    real = to_pixels(frames.flatten(0, -4))  # [N, 3, H, W]
+    real = to_pixels(frames.flatten(0, -4))  # [F, 3, S, S]
     still = to_pixels(background.unsqueeze(0))
     moving = ((real - still).abs().amax(1, keepdim=True) > MOVING).float()
     error = ((shown.float() - real).square() * moving).sum()
@@ -145,8 +146,8 @@ def _flags(
     }
 
 
-def _behaviour(trainer: Trainer, batch: Batch, recent: int) -> dict[str, float]:
-    settings, agent = trainer.settings.behaviour, trainer.agent
+def _behaviour(run: ResumableRun, batch: Batch, recent: int) -> dict[str, float]:
+    settings, agent = run.settings.behaviour, run.agent
     length = settings.context_length
     imagined = imagine(
         agent.world_model, agent.behaviour.actor.sample, batch.frames[:, :length],
@@ -155,8 +156,8 @@ def _behaviour(trainer: Trainer, batch: Batch, recent: int) -> dict[str, float]:
     log_policy = torch.log_softmax(agent.behaviour.actor(imagined.states), -1)
     entropy = float(-(log_policy.exp() * log_policy).sum(-1).mean())
     values = agent.behaviour.two_hot.decode(agent.behaviour.critic(imagined.states))
-    total = trainer.buffer.total
-    recent_rows = trainer.buffer.columns(max(trainer.buffer.first_step, total - recent), total)
+    total = run.buffer.total
+    recent_rows = run.buffer.columns(max(run.buffer.first_step, total - recent), total)
     ended = recent_rows["terminated"] | recent_rows["life_lost"]
     discounted = _discounted(recent_rows["reward"], ended, settings.discount)
     return {

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,9 +31,13 @@ def gains(
     """Yield each part's name and its seconds at an earlier commit and today, and those together.
 
     Raises:
-        subprocess.CalledProcessError: when there is no such commit here, or its code fails.
+        ConfigurationError: when there is no such commit here.
+        subprocess.CalledProcessError: when its code fails.
     """
-    with _checkout(commit) as earlier:
+    from drama.pipeline.accept import checkout  # not when this times earlier code, which has none
+
+    with tempfile.TemporaryDirectory() as folder:
+        earlier = checkout(commit, Path(folder))
         best: dict[Path, dict[str, float]] = {}
         for _ in range(rounds):
             for tree in (earlier, ROOT):
@@ -44,17 +47,6 @@ def gains(
     for part in PARTS:
         yield part, best[earlier][part], best[ROOT][part]
     yield "together", sum(best[earlier].values()), sum(best[ROOT].values())
-
-
-@contextmanager
-def _checkout(commit: str) -> Iterator[Path]:
-    """Yield a folder with the files of a commit."""
-    with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(
-            ["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE
-        )
-        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-        yield Path(folder)
 
 
 def _time(tree: Path, preset: str) -> dict[str, float]:

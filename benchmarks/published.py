@@ -81,7 +81,7 @@ class Batches:
         self.updates = updates
 
     def sample(self, batch_size: int, length: int, imagine: bool) -> tuple[Tensor, ...]:
-        """Return frames [B, L, 3, H, W] in [0, 1], actions, rewards and terminations [B, L]."""
+        """Return frames [B, L, 3, S, S] in [0, 1], actions, rewards and terminations [B, L]."""
         frames, actions = self.updates.contexts if imagine else self.updates.windows
         assert actions.shape == (batch_size, length), "the two codes' batch sizes differ"
         # Permuted without a copy, as theirs are: convolutions' speed hangs on the order in memory.

@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drama.files import canonical_json, sha256_file
-from drama.pipeline.recipes import Plan, PlannedRun, plan
+from drama.pipeline.plans import Plan, PlannedRun
+from drama.pipeline.recipes import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from drama.agent.model.sequence import kernels
 from drama.agent.settings import Backend
-from drama.agent.training.loop import Runtime
+from drama.agent.training.runtime import Runtime
 from drama.pipeline.config import load_preset
 from drama.runs.folder import STATUS
 from drama.runs.progress import Reporter, Status

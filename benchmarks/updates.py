@@ -62,7 +62,7 @@ class Updates:
         )
 
     def _noise(self, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return frames, uint8 [*shape, H, W, 3], and actions, int64 [*shape]."""
+        """Return frames, uint8 [*shape, S, S, 3], and actions, int64 [*shape]."""
         size = self.settings.environment.image_size
         frames = torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8)
         return frames, torch.randint(0, ACTIONS, shape)

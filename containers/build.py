@@ -7,6 +7,7 @@ there. How this machine reaches package indexes is lent to the build and stays o
 from __future__ import annotations
 
 import argparse
+import ast
 import configparser
 import fcntl
 import os
@@ -19,8 +20,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-
-from indexes import index_addresses, pip_settings
 
 from drama.files import remove_leftovers, replacing, sha256_file, write_json
 from drama.pipeline.artifacts.image import (
@@ -38,6 +37,19 @@ ROOT = Path(__file__).resolve().parents[1]
 LENT = Path("/mnt")
 """Where drama.def finds pip.conf, and what that names, while it is built."""
 SQUASH = "-comp gzip -Xcompression-level 1"  # minutes faster than the default, a tenth larger
+
+
+def pip_settings() -> dict[str, str]:
+    """Return what pip is configured with, by option; the environment counts most, as for pip."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
+    for line in listing.splitlines():
+        key, _, value = line.partition("=")
+        section, _, option = key.rpartition(".")
+        if section in found:
+            found[section][option] = ast.literal_eval(value)
+    return found["global"] | found["install"] | found[":env:"]
 
 
 def lend_pip_settings(folder: Path) -> list[str]:
@@ -66,15 +78,15 @@ def lend_pip_settings(folder: Path) -> list[str]:
             return (lend(path.parent) / path.name).as_uri()
         return str(lend(Path(address))) if Path(address).is_dir() else address
 
-    main, *others = map(inside, index_addresses())
-    lent = {"index-url": main, "extra-index-url": " ".join(others)}
-    lent["find-links"] = " ".join(map(inside, settings.get("find-links", "").split()))
-    lent |= {key: settings[key] for key in ("proxy", "trusted-host") if key in settings}
+    lent = {key: settings[key] for key in ("proxy", "trusted-host") if key in settings}
+    for key in ("index-url", "extra-index-url", "find-links"):
+        if key in settings:
+            lent[key] = " ".join(map(inside, settings[key].split()))
     if "cert" in settings:
         shutil.copyfile(settings["cert"], folder / "cert.pem")
         lent["cert"] = str(LENT / "cert.pem")
     parser = configparser.RawConfigParser()
-    parser["global"] = {key: value for key, value in lent.items() if value}
+    parser["global"] = lent
     with (folder / "pip.conf").open("w", encoding="utf-8") as file:
         parser.write(file)
     return binds

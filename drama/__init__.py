@@ -4,12 +4,12 @@ Reading order, wing by wing; each imports only those before it:
 
 1. `errors`, `files`   errors for people; files that nobody sees half of
 2. `runs`      how a run is kept: its folder, checkpoint, replay shards, tables, progress
-3. `agent`     what decides a result: `settings`, `env`, `replay`, `model`, `behaviour`,
-               `training`, `evaluation`, in this order
+3. `agent`     what decides a result: `settings`, `shapes`, `env`, `replay`, `model`,
+               `behaviour`, `training`, `evaluation`, in this order
 4. `pipeline`  which runs, where: `config`, `recipes` (fingerprints), `history`, `jobs`,
                `extensions`, `gpus`, `slurm`, and `artifacts`, what becomes of results
 5. `report`    what is shown: scores, figures, one page
-6. `cli`       the `drama` command
+6. `options`, `cli`    what the `drama` command takes; what it calls
 
 For notebooks there is `drama.load`.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     from drama.pipeline.artifacts.agents import LoadedRun
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(place: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
     """Load a trained agent from a weights file, a run's folder or a recipe; see `LoadedRun`.
 
-    `drama.load("results/laptop/runs/Pong/seed0").play(episodes=1)` plays an episode.
+    `drama.load("results/laptop/runs/Boxing/seed0").play(episodes=1)` plays an episode.
 
     Raises:
         DramaError: saying which file cannot be used, and what to do.

@@ -6,112 +6,72 @@ else.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from drama.agent.settings import Backend
+from drama import options
 from drama.errors import ConfigurationError, DramaError, reason
 from drama.pipeline import gpus
-from drama.pipeline.config import nearest, parse_assignment
+from drama.pipeline.config import parse_assignment, project_file
 from drama.pipeline.history import earlier_run
 from drama.pipeline.recipes import plan as make_plan
 from drama.pipeline.recipes import read_recipe
 from drama.runs.stopping import stop_at_once
 
-if TYPE_CHECKING:
-    import torch
+EXPERIMENT = Path("config/config.yaml")
+PIPELINE, RESULTS = "From configuration to report, in this order", "What is there, and keeping it"
 
 app = typer.Typer(
-    help="""Drama: a Mamba-2 world-model agent on Atari100k (arXiv 2410.08893).
-
-    One run is one game and one seed: plan, train, evaluate, report, in this order. Snakemake calls
-    the same commands for all runs.
-
-    Exit codes: 0 done, 2 wrong usage or configuration, 75 stopped on request (the same command
-    goes on), 1 anything else.""",
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-def _steps(text: str) -> int:
-    """Read a number of agent steps, which can be written 2e5 as well."""
-    with suppress(ValueError):
-        number = float(text)
-        if number.is_integer() and 1 <= number <= 1_000_000_000:
-            return int(number)
-    raise typer.BadParameter(f"{text!r}: expected a whole number from 1 to 1000000000")
+@app.callback()
+def about(version: options.Version = False) -> None:
+    """Drama: a Mamba-2 world-model agent on Atari100k (arXiv 2410.08893).
+
+    One run is one game and one seed. At toy size, in minutes and on a CPU:
+
+        drama plan --preset quick --games Pong --seeds 0
+        drama train results/quick/recipes/Pong/seed0.json
+        drama evaluate results/quick/recipes/Pong/seed0.json
+        drama report results/quick
+
+    Snakemake gives the same commands for many runs.
+
+    Exit codes: 0 done, 2 wrong usage or configuration, 75 stopped on request (the same command
+    goes on), 1 anything else.
+    """
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no finite number")
-    return value
+# --- from configuration to report ----------------------------------------------------------------
 
 
-RecipeFile = Annotated[
-    Path, typer.Argument(help="A recipe, such as results/quick/recipes/Pong/seed0.json.")
-]
-Device = Annotated[
-    str, typer.Option(help="auto (a GPU when there is one), cpu, cuda (the least taken) or cuda:N.")
-]
-BackendName = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        help="What computes Mamba-2: auto (mamba_ssm on a GPU where it loads, torch elsewhere), "
-        "torch or mamba_ssm; the same but for rounding.",
-    ),
-]
-Threads = Annotated[
-    int, typer.Option(min=1, max=1024, help="CPU threads. The same number gives the same bytes.")
-]
-
-
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def plan(
-    config: Annotated[
-        Path, typer.Option(help="File that says what to run: preset, games, seeds.")
-    ] = Path("config/config.yaml"),
-    preset: Annotated[
-        str | None, typer.Option(help="A preset of config/presets, instead of the file's.")
-    ] = None,
-    games: Annotated[
-        str | None, typer.Option(help="Games instead of the file's, such as Pong,Krull.")
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Seeds instead of the file's, such as 0,1,2.")
-    ] = None,
-    assign: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting for every game, such as training.total_steps=20000; can be repeated. "
-            "Its keys are those of config/presets/xs.yaml.",
-        ),
-    ] = None,
+    config: options.Experiment = EXPERIMENT,
+    preset: options.Preset = None,
+    games: options.Games = None,
+    seeds: options.Seeds = None,
+    assign: options.Assignments = None,
 ) -> None:
-    """Resolve the configuration into one recipe per game and seed.
+    """Turn the configuration into one recipe per game and seed.
 
     Recipes go to `results/<preset>/recipes/<Game>/seed<k>.json`; each is written only when its
     content changes. Nothing is written when anything in the configuration is wrong.
     """
-    overrides = {
-        "preset": preset,
-        "games": None if games is None else [name.strip() for name in games.split(",")],
-        "seeds": None if seeds is None else _numbers(seeds),
-    }
-    planned = make_plan(config, overrides, [parse_assignment(text) for text in assign or ()])
+    file = project_file(config)
+    overrides = {"preset": preset, "games": games, "seeds": seeds}
+    planned = make_plan(file, overrides, [parse_assignment(text) for text in assign or ()])
+    if file != config:
+        print(f"{config}: not here; planned from {file}", file=sys.stderr)
     whole = sum(run.record.exists() for run in planned.runs)
     earlier = sum(earlier_run(run.folder, run.recipe) is not None for run in planned.runs) - whole
     count = f"{len(planned.runs)} run{'s' * (len(planned.runs) != 1)}"
@@ -119,51 +79,32 @@ def plan(
         f"{count} planned under preset {planned.preset}, {whole} of them trained"
         f"{f', {earlier} by earlier code' * (earlier > 0)}: {planned.results / 'recipes'}"
     )
-    whole_plan = not assign and all(value is None for value in overrides.values())
-    if whole_plan and config == Path("config/config.yaml"):
+    if file == EXPERIMENT and not assign and all(value is None for value in overrides.values()):
         from drama.pipeline.artifacts.ledger import record_plan
 
         if trouble := record_plan():
             print(f"The recipes are written, but not noted in DVC: {trouble}", file=sys.stderr)
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def train(
-    recipe: RecipeFile,
-    device: Device = "auto",
-    backend: BackendName = "auto",
-    threads: Threads = 1,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(
-            parser=_steps,
-            metavar="INTEGER",
-            help="Agent steps between checkpoints, instead of five minutes; they change no result.",
-        ),
-    ] = None,
-    plain: Annotated[
-        bool,
-        typer.Option(
-            "--plain",
-            help="Take the plain path, with backend torch: slower, the same but for rounding.",
-        ),
-    ] = False,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            parser=_steps, metavar="INTEGER", help="Go on with this finished run to so many."
-        ),
-    ] = None,
+    recipe: options.RecipeFile,
+    device: options.Device = "auto",
+    backend: options.BackendName = "auto",
+    threads: options.Threads = 1,
+    checkpoint_every: options.CheckpointEvery = None,
+    plain: options.Plain = False,
+    steps: options.TotalSteps = None,
 ) -> None:
-    """Train one run from its recipe; the same command goes on where it stopped.
-
-    With `--steps`, a finished run is gone on with: as another run, with a recipe and a fingerprint
-    of its own, in `results/<preset>-to<steps>/`. The finished one stays as it is.
+    """Train a recipe's run; given again, it goes on where it stopped.
 
     Everything goes to `results/<preset>/runs/<Game>/seed<k>/`; `run-<fingerprint>.json` is written
     last and says that the run is whole. SIGTERM and Ctrl-C save and exit with code 75. Another run
     found in the folder is moved to `results/<preset>/superseded/` as this one begins, never
     overwritten.
+
+    With `--steps`, a finished run goes on: as another run, with a recipe and a fingerprint of its
+    own, in `results/<preset>-to<steps>/`. The finished one stays as it is.
     """
     with stop_at_once():
         if steps is None:
@@ -172,45 +113,45 @@ def train(
             from drama.pipeline.extensions import extend
 
             files = extend(recipe, steps)
-        from drama.agent.training.loop import Runtime
+        from drama.agent.training.runtime import Runtime
         from drama.pipeline.jobs import train_run
 
-        runtime = Runtime(_device(device), threads, checkpoint_every, plain, _backend(backend))
-        train_run(files, runtime)
+        train_run(files, Runtime(gpus.choose(device), threads, checkpoint_every, plain, backend))
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def evaluate(
-    recipe: RecipeFile,
-    device: Device = "auto",
-    backend: BackendName = "auto",
-    threads: Threads = 1,
+    recipe: options.RecipeFile,
+    device: options.Device = "auto",
+    backend: options.BackendName = "auto",
+    threads: options.Threads = 1,
 ) -> None:
-    """Score a finished run over evaluation episodes, as its evaluation recipe says.
+    """Play a trained run's evaluation episodes, and score it.
 
-    That recipe lies beside the run's, `seed<k>.evaluation.json`; `drama plan` writes it from the
-    section `evaluation` of the preset: greedy or sampled actions, or both, and how many episodes.
+    `seed<k>.evaluation.json` beside the recipe says how: greedy or sampled actions, or both, and
+    how many episodes; `drama plan` writes it from the section `evaluation` of the preset.
+
     Writes one row per episode to `evaluation-<fingerprint>.parquet` in the run's folder and prints
     the mean return and how many episodes are different: where the game itself is not random, they
-    differ only by their first action and the agent's random numbers. A whole run of earlier code
-    with the recipe's settings is scored in its place, by today's code.
+    differ only by their first action and the agent's random numbers.
+
+    A whole run of earlier code with the recipe's settings is scored in its place, by today's code.
     """
     with stop_at_once():
         from drama.pipeline.jobs import evaluate_run, find_scored
 
         files, evaluation = find_scored(recipe)
-        evaluate_run(files, evaluation, _device(device), threads, _backend(backend))
+        evaluate_run(files, evaluation, gpus.choose(device), threads, backend)
 
 
-@app.command()
-def report(
-    results: Annotated[Path, typer.Argument(help="A preset's results, such as results/quick.")],
-) -> None:
-    """Write scores, figures and one page from a preset's finished runs, and print the table.
+@app.command(rich_help_panel=PIPELINE)
+def report(results: options.Results) -> None:
+    """Write scores, figures and one page from a preset's runs.
 
-    Reads the plan, recipes/report.json, and the runs and evaluations it names; writes to report/
-    in the same folder. Every planned run must be trained and evaluated; a whole run of the same
-    settings and of earlier code stands in for one that is not, and is marked.
+    Reads the plan, `recipes/report.json`, and the runs and evaluations it names; writes to
+    `report/` in the same folder, and prints the table. Every planned run must be trained and
+    evaluated; a whole run of the same settings and of earlier code stands in for one that is not,
+    and is marked.
     """
     from rich.console import Console
 
@@ -222,26 +163,79 @@ def report(
     console.print(f"Report: {results / 'report' / 'index.html'}")
 
 
-@app.command()
-def verify(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Recipes, run folders, or results such as results/xs; those of config/config.yaml "
-            "when left out."
-        ),
-    ] = None,
-    files_only: Annotated[
-        bool, typer.Option("--files-only", help="Check checksums and play nothing.")
-    ] = False,
-    episodes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Play the first so many episodes of each evaluation only."),
-    ] = None,
-    device: Device = "auto",
-    threads: Threads = 1,
+# --- what is there, and keeping it ---------------------------------------------------------------
+
+
+@app.command(rich_help_panel=RESULTS)
+def status(results: options.SeveralResults = None, watch: options.Seconds = None) -> None:
+    """Show how every planned run is getting on.
+
+    Told from files alone, on whichever machine sees them. A run is
+
+    - *waiting*, *running* or *failed*, with the last line of its log;
+    - *stopped* on request, or *lost* to a kill: both go on where they were when training is started
+      again;
+    - *trained*, or *done* when it is evaluated too, with that mean return instead of the last
+      episode's;
+    - *earlier code*, when a whole run of the same settings that other code made lies there.
+    """
+    from rich.console import Console
+
+    from drama.pipeline.artifacts.status import planned_results, read_statuses, remarks, table
+
+    console = Console(highlight=False)
+    while True:
+        folders = planned_results(results or [Path("results")])
+        plans = [(folder, read_statuses(folder)) for folder in folders]
+        if watch:
+            console.clear()
+        for folder, runs in plans:
+            console.print(f"{folder}")
+            console.print(table(runs))
+            for line in remarks(runs):
+                console.print(line, soft_wrap=True, markup=False)
+        if not watch:
+            return
+        try:
+            time.sleep(watch)
+        except KeyboardInterrupt:
+            return
+
+
+@app.command(rich_help_panel=RESULTS)
+def check(
+    results: options.Results,
+    at_least: options.AtLeast = None,
+    mean_below: options.MeanBelow = None,
 ) -> None:
-    """Hold recorded runs to their records: every file's checksum, then the score.
+    """Hold a report's scores to a bound; exits with code 1 when it is missed."""
+    from drama.report import read_returns
+
+    if at_least is None and mean_below is None:
+        raise ConfigurationError("drama check: give a bound, --at-least or --mean-below")
+    returns = read_returns(results)
+    verdicts = [
+        (f"{game} seed {seed}", value, at_least is None or value >= at_least)
+        for game, seed, value in returns
+    ]
+    if mean_below is not None:
+        value = mean(value for _, _, value in returns)
+        verdicts.append(("all runs", value, value < mean_below))
+    for name, value, held in verdicts:
+        print(f"{'ok    ' if held else 'MISSED'} {name}: mean return {value:.3f}")
+    if not all(held for _, _, held in verdicts):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=RESULTS)
+def verify(
+    runs: options.WholeRuns = None,
+    files_only: options.FilesOnly = False,
+    episodes: options.Episodes = None,
+    device: options.Device = "auto",
+    threads: options.Threads = 1,
+) -> None:
+    """Hold recorded runs to their files' checksums, and play them again.
 
     The checkpoint, or where that is not here the exported weights, plays each recorded evaluation
     again, with its seeds and settings and today's code. On the kind of device and the library
@@ -256,7 +250,7 @@ def verify(
 
         torch.set_num_threads(threads)
         records = find_records(runs)
-        play_on = _device(device)
+        play_on = gpus.choose(device)
         failed = 0
         for record in records:
             verdict = verify_run(record, play_on, play_again=not files_only, episodes=episodes)
@@ -267,11 +261,9 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="A whole run's recipe, record or folder.")],
-) -> None:
-    """Export a whole run's agent: its weights as safetensors, and a card that describes them.
+@app.command(rich_help_panel=RESULTS)
+def export(run: options.WholeRun) -> None:
+    """Write a trained agent's weights as safetensors, with a card.
 
     Writes `weights-<fingerprint>.safetensors` and `.md` into the run's folder; `drama evaluate` and
     `drama verify` play with them where the checkpoint is not, and so does `drama.load` in Python.
@@ -283,16 +275,9 @@ def export(
     print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB\n{card}")
 
 
-@app.command()
-def record(
-    results: Annotated[
-        Path | None, typer.Argument(help="A preset's results; others than dvc.yaml's are left.")
-    ] = None,
-    if_kept: Annotated[
-        bool, typer.Option("--if-kept", help="Say nothing where DVC does not keep these results.")
-    ] = False,
-) -> None:
-    """Record every finished run, its evaluation and the report in DVC.
+@app.command(rich_help_panel=RESULTS)
+def record(results: options.RecordedResults = None, if_kept: options.IfKept = False) -> None:
+    """Record finished runs, their evaluations and the report in DVC.
 
     Puts the files of whole runs into DVC's cache and their checksums into dvc.lock, after holding
     them to the run's own record; `dvc push` then carries them to where others can pull them.
@@ -314,133 +299,41 @@ def record(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def stages() -> None:
-    """Write dvc.yaml out of config/config.yaml, after its games, seeds or preset changed."""
+    """Write dvc.yaml anew from config/config.yaml.
+
+    It is due after a change of that file's games, seeds or preset.
+    """
     from drama.pipeline.artifacts.stages import DVC_YAML, write_stages
 
     print(f"{DVC_YAML}: {write_stages()} stages")
 
 
-@app.command()
-def status(
-    results: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Results, such as results/xs; everything in results/ when left out."),
-    ] = None,
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            max=86_400,
-            callback=_finite,
-            help="Show it anew after so many seconds, until Ctrl-C.",
-        ),
-    ] = None,
+@app.command(rich_help_panel=RESULTS)
+def accept(
+    commit: options.Commit = None,
 ) -> None:
-    """Show how every planned run is getting on, from files alone, on whichever node.
+    """Hold the committed code against an earlier commit's; if equal, recorded runs stay current.
 
-    waiting; running; stopped on request and lost to a kill, which both go on where they were when
-    training is started again; trained; done, with the evaluation's mean return instead of the last
-    episode's; earlier code, for a whole run of the same settings that other code made; failed, with
-    the last line of the run's log.
+    Both train and play the same short runs, in some minutes. When all bytes agree, the hashes of
+    today's code go into `drama/pipeline/accepted.json`, which belongs into the next commit.
     """
-    from rich.console import Console
+    from drama.pipeline.accept import accept as accept_code
 
-    from drama.pipeline.artifacts.status import planned_results, read_statuses, remarks, table
-
-    console = Console(highlight=False)
-    while True:
-        plans = [
-            (folder, read_statuses(folder))
-            for folder in planned_results(results or [Path("results")])
-        ]
-        if watch:
-            console.clear()
-        for folder, runs in plans:
-            console.print(f"{folder}")
-            console.print(table(runs))
-            for line in remarks(runs):
-                console.print(line, soft_wrap=True, markup=False)
-        if not watch:
-            return
-        try:
-            time.sleep(watch)
-        except KeyboardInterrupt:
-            return
+    for line in accept_code(commit):
+        print(line, flush=True)
 
 
-@app.command()
-def check(
-    results: Annotated[Path, typer.Argument(help="A preset's results, such as results/quick.")],
-    at_least: Annotated[
-        float | None,
-        typer.Option(callback=_finite, help="Every run's mean return must reach this."),
-    ] = None,
-    mean_below: Annotated[
-        float | None,
-        typer.Option(
-            callback=_finite,
-            help="The mean over all runs must stay below this, as a control's should.",
-        ),
-    ] = None,
-) -> None:
-    """Hold the runs of a report to a bound; exits with code 1 when it is missed."""
-    from drama.report import read_returns
+@app.command(rich_help_panel=RESULTS)
+def games() -> None:
+    """List the games that can be named.
 
-    if at_least is None and mean_below is None:
-        raise ConfigurationError("drama check: give a bound, --at-least or --mean-below")
-    returns = read_returns(results)
-    misses = 0
-    for game, seed, value in returns:
-        reached = at_least is None or value >= at_least
-        misses += not reached
-        print(f"{'ok    ' if reached else 'MISSED'} {game} seed {seed}: mean return {value:.3f}")
-    if mean_below is not None:
-        value = mean(value for _, _, value in returns)
-        misses += not value < mean_below
-        print(f"{'ok    ' if value < mean_below else 'MISSED'} all runs: mean return {value:.3f}")
-    if misses:
-        raise typer.Exit(1)
+    The 26 of the benchmark come first, then ale-py's others and the project's own.
+    """
+    from drama.agent.env import game_names
 
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise ConfigurationError(f"--seeds {text!r}: expected numbers such as 0,1,2") from None
-
-
-def _device(name: str) -> torch.device:
-    """Turn a device's name into one that is there; without a number, the GPU fewest others took."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigurationError(f"--device {name}: allowed are auto, cpu, cuda, cuda:<number>")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigurationError(
-            f"--device {name}: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu or auto"
-        )
-    if device.type == "cuda" and device.index is None:
-        every = range(torch.cuda.device_count())
-        names = [str(torch.cuda.get_device_properties(index).uuid) for index in every]
-        device = torch.device("cuda", gpus.claim(names))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-def _backend(name: str) -> Backend:
-    names = get_args(Backend)
-    if name not in names:
-        raise ConfigurationError(f"--backend {name}: {nearest(name, names)}")
-    return cast(Backend, name)
+    print("\n".join(game_names()))
 
 
 def main() -> None:
@@ -450,6 +343,10 @@ def main() -> None:
     except DramaError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extras = "pip install 'drama-world-model[report,workflow]'"
+        print(f"{error.name} is not installed here; `{extras}` brings it", file=sys.stderr)
+        sys.exit(1)
     except (OSError, MemoryError) as error:  # a full disk, a folder that cannot be written to
         file = getattr(error, "filename", None)
         print(f"{f'{file}: ' if file else ''}{reason(error)}. When that is mended, give the same "

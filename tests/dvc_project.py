@@ -21,7 +21,7 @@ from pathlib import Path
 from drama.pipeline.jobs import evaluate_run, train_run
 from drama.pipeline.recipes import plan, read_evaluation_recipe, read_recipe
 from drama.report import write_report
-from drama.agent.training.loop import Runtime
+from drama.agent.training.runtime import Runtime
 
 planned = plan(Path("config/config.yaml"))
 for run in planned.runs:

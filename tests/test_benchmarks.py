@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts find each other as i
 
 # ruff: noqa: E402
 import bench
+import learned
 import measuring
 import records
 import training
@@ -460,3 +462,15 @@ def test_a_commit_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--against", "nonsense", "--parts", "laptop", "--dry"])
     assert "--against nonsense: no such commit here" in capsys.readouterr().err
+
+
+def test_what_was_learned_anew_stands_beside_what_git_keeps(tmp_path: Path) -> None:
+    scores = Path("catch/report/scores.parquet")
+    kept = pq.read_table(ROOT / learned.KEPT / scores)
+    (tmp_path / scores).parent.mkdir(parents=True)
+    fresh = kept.slice(1, 1).set_column(
+        kept.schema.get_field_index("mean_return"), "mean_return", [[0.25]]
+    )
+    pq.write_table(fresh, tmp_path / scores)
+    table = learned.beside(tmp_path, ROOT / learned.KEPT)
+    assert table.to_numpy().tolist() == [["catch", "Catch8", 1, 1.0, 0.25]]

@@ -16,7 +16,8 @@ import pytest
 import torch
 from workspace import EXPERIMENT, GAME, SEED, Workspace, make_workspace
 
-from drama.cli import main
+from drama import __version__
+from drama.cli import app, main
 from drama.files import canonical_json, sha256_text, write_json, write_parquet
 from drama.pipeline.recipes import read_recipe
 from drama.runs.folder import locked
@@ -62,7 +63,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def test_help_names_the_commands_and_exit_codes(drama: Command) -> None:
-    for arguments in (["--help"], []):
+    for arguments in (["--help"], ["-h"], []):
         code, output, errors = drama(*arguments)
         text = output + errors
         assert all(word in text for word in ("plan", "train", "evaluate", "report", "75"))
@@ -97,6 +98,59 @@ def test_every_command_explains_itself(drama: Command, command: str, explained: 
     code, output, _ = drama(command, "--help")
     assert code == 0
     assert all(word in output for word in explained), output
+
+
+def test_every_command_says_in_a_line_what_it_does(
+    drama: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = re.findall(r"^│ ([a-z]+) +\S.*│$", drama("-h")[1], re.MULTILINE)
+    assert set(listed) == {command.callback.__name__ for command in app.registered_commands}
+    for command in listed:
+        code, output, _ = drama(command, "-h")
+        assert code == 0 and all(len(line) <= 80 for line in output.splitlines())
+
+
+def test_the_version_is_said(workspace: Workspace) -> None:
+    for command in ([Path(sys.executable).with_name("drama")], [sys.executable, "-m", "drama"]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"drama {__version__}\n"), done
+
+
+# --- completion ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("pl", "plan"),
+        ("plan --games Pong,Kr", "Pong,Krull"),
+        ("plan --preset ti", "tiny"),
+        ("plan --preset xs-as", "xs-as-published"),
+        ("train --backend ma", "mamba_ssm"),
+        ("train results/", ""),  # left to the shell, which completes files
+    ],
+)
+def test_bash_completes_what_is_typed(workspace: Workspace, typed: str, completed: str) -> None:
+    """As bash itself calls it, and without what takes long to import."""
+    script = (
+        "source <(drama --show-completion bash); COMP_WORDS=(drama $1); "
+        "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); export PYTHONPROFILEIMPORTTIME=1; "
+        '_drama_completion drama; echo "${COMPREPLY[*]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", typed], capture_output=True, text=True,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout == f"{completed}\n", done
+    assert "drama.cli" in done.stderr
+    assert not re.search(r"\| +(torch|ale_py|cv2|gymnasium)$", done.stderr, re.MULTILINE)
+
+
+def test_games_that_can_be_named_are_listed(drama: Command) -> None:
+    code, output, _ = drama("games")
+    names = output.split()
+    assert code == 0 and {"Pong", "SpaceInvaders", "Catch8"} < set(names) and len(names) > 100
 
 
 # --- plan ----------------------------------------------------------------------------------------
@@ -144,8 +198,9 @@ WRONG_PLANS = [
     (["--games", "Pong,Krul"], ["command line: games.Krul", "Did you mean 'Krull'"]),
     (["--games", ""], ["command line: games.: unknown game"]),
     (["--games", "Pong,Pong"], ["command line: games = ['Pong', 'Pong']", "twice"]),
-    (["--seeds", "0,x"], ["--seeds '0,x'", "0,1,2"]),
-    (["--seeds", ""], ["--seeds ''"]),
+    (["--seeds", "0,x"], ["command line: seeds[1] = 'x'", "whole number"]),
+    (["--seeds", ""], ["command line: seeds[0] = ''", "whole number"]),
+    (["--seeds", "9" * 5000], ["command line: seeds[0] = ", "whole number"]),
     (["--seeds", "0,0"], ["command line: seeds = [0, 0]", "twice"]),
     (["--seeds", "-1"], ["command line: seeds[0] = -1", "at least 0"]),
     (["--set", "environment.actions=31"], ["--set: environment.actions = 31", "minimal, full"]),
@@ -156,6 +211,7 @@ WRONG_PLANS = [
     (["--set", "training.total_steps=1.0005e3"], ["= 1000.5", "whole number"]),
     (["--set", "training.total_steps=4e1"], ["--set: training.total_steps = 40", "random_steps"]),
     (["--set", "training.total_steps="], ["= None", "whole number"]),
+    (["--set", "evaluation.enough_same=99"], ["--set: evaluation.enough_same = 99", "= 5; set"]),
     (["--set", "training"], ["--set training: expected section.key=value"]),
     (["--set", "training=[1"], ["--set training=[1", "not valid YAML"]),
 ]
@@ -203,7 +259,7 @@ def test_the_installed_command_reports_the_same(workspace: Workspace) -> None:
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(
-        "config/config.yaml: games.Braekout: unknown game. Did you mean 'Breakout'? Allowed: Alien,"
+        "config/config.yaml: games.Braekout: unknown game. Did you mean 'Breakout'? `drama games` "
     )
     assert workspace.tree() == before
 
@@ -249,7 +305,7 @@ def test_a_device_that_is_not_there_is_explained(
 @pytest.mark.parametrize(
     ("backend", "said"),
     [
-        ("mamba", "--backend mamba: Did you mean 'mamba_ssm'? Allowed: auto, torch, mamba_ssm"),
+        ("mamba", "'mamba' is not one of 'auto', 'torch', 'mamba_ssm'."),
         ("mamba_ssm", "mamba_ssm needs a CUDA GPU; the device is cpu. Use auto or torch"),
     ],
 )
@@ -390,7 +446,7 @@ def test_check_asks_for_a_bound_and_a_report(drama: Command, tmp_path: Path) -> 
         assert code == 1 and said in errors and "no scores there (" in errors, errors
 
 
-# --- places that are none ------------------------------------------------------------------------
+# --- what is not there ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -415,6 +471,18 @@ def test_a_place_that_holds_no_results_is_said_to(
     assert code == 2 and output == "" and errors.startswith(f"{place}: {said}"), errors
     assert "such as results/" in errors and f"--preset {place}" not in errors
     assert workspace.tree() == before
+
+
+def test_an_extra_that_is_not_installed_is_named(
+    drama: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.startswith(("drama.report", "jinja2"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    code, output, errors = drama("report", "results/quick")
+    assert (code, output) == (1, "")
+    extras = "pip install 'drama-world-model[report,workflow]'"
+    assert errors == f"jinja2 is not installed here; `{extras}` brings it\n"
 
 
 def test_only_a_presets_name_is_suggested(drama: Command) -> None:

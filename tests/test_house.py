@@ -16,16 +16,22 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from drama import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("run", "report", "workflow", "dev")
 # What comes on top of run.lock and report.lock where torch is its CUDA build.
 CUDA_LOCKS = ("cuda", "kernels")
+ALL_LOCKS = (*LOCKS, *CUDA_LOCKS, "cpu", "installer")
 HASH = r"--hash=sha256:([0-9a-f]{64})"
 
 # The wings and the single files beside them, inner to outer: each imports those before it only.
-WINGS = ("errors", "files", "runs", "agent", "pipeline", "report", "cli")
+WINGS = ("errors", "files", "runs", "agent", "pipeline", "report", "options", "cli")
 # Inside agent/, likewise, but that those of one rank do not know each other.
-AGENT = (("settings",), ("env", "replay", "model"), ("behaviour",), ("training",), ("evaluation",))
+AGENT = (
+    ("settings", "shapes"), ("env", "replay", "model"), ("behaviour",), ("training",),
+    ("evaluation",),
+)  # fmt: skip
 
 
 def modules() -> list[Path]:
@@ -97,6 +103,30 @@ def test_the_rules_of_imports_can_be_broken() -> None:
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
+def picture() -> str:
+    """Draw the rooms, inner to outer, each with the numbers of those it imports."""
+    rooms: dict[tuple[int, int, str], set[tuple[int, int, str]]] = {}
+
+    def room(module: str) -> tuple[int, int, str]:
+        _, wing, *inner = module.split(".")
+        return *rank(module), f"{wing}/{inner[0]}" if wing == "agent" and inner else wing
+
+    for module, imported in graph().items():
+        if module not in ("drama", "drama.__main__", "drama.agent"):
+            rooms.setdefault(room(module), set()).update({*map(room, imported)} - {room(module)})
+    order = sorted(rooms)
+    lines = []
+    for number, here in enumerate(order, 1):
+        others = (f"{n:3}" if there in rooms[here] else "   " for n, there in enumerate(order, 1))
+        lines.append(f"{number:2} {here[2]:16}{''.join(others)}".rstrip())
+    return "\n".join(lines)
+
+
+def test_the_picture_of_imports_is_todays() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert f"```text\n{picture()}\n```" in text, f"docs/architecture.md; today:\n{picture()}"
+
+
 def reachable(start: str) -> set[str]:
     """Every module that importing `start` brings in, following the project's own modules.
 
@@ -140,8 +170,10 @@ def locked(name: str) -> dict[str, tuple[str, list[str]]]:
     found: dict[str, tuple[str, list[str]]] = {}
     for entry in text.replace(" \\\n", " ").splitlines():
         if not entry.startswith("#"):
-            pin, *options = entry.split()
+            # A marker such as `; sys_platform == 'win32'` may stand between pin and hashes.
+            pin, *options = re.sub(" ;.*?(?= --hash)", "", entry).split()
             package, version = pin.split("==")
+            assert package not in found, package
             found[package] = version, [re.fullmatch(HASH, option)[1] for option in options]  # type: ignore[index]
     return found
 
@@ -182,15 +214,27 @@ def test_pyproject_and_requirement_files_name_the_same_packages(name: str) -> No
     assert listed == {canonicalize_name(requirement.name) for requirement in declared()[name]}
 
 
-@pytest.mark.parametrize("name", [*LOCKS, *CUDA_LOCKS])
+@pytest.mark.parametrize("name", ALL_LOCKS)
 def test_every_pin_carries_sorted_hashes_of_its_files(name: str) -> None:
     assert list(locked(name)) == sorted(locked(name))
     for package, (_, hashes) in locked(name).items():
         assert hashes and hashes == sorted(set(hashes)), package
 
 
+def test_no_lock_says_where_packages_come_from() -> None:
+    for name in ALL_LOCKS:
+        text = (ROOT / "containers" / f"{name}.lock").read_text(encoding="utf-8")
+        assert not re.search(r"://|--(index|extra|find)|/", text), name
+
+
+def test_what_a_run_pins_holds_on_every_platform() -> None:
+    """The fingerprints of runs hash these lines, so they say the same everywhere."""
+    assert ";" not in (ROOT / "containers/run.lock").read_text(encoding="utf-8")
+
+
 def test_locks_leave_the_build_of_torch_to_the_machine() -> None:
     assert pins("run")["torch"] == "2.13.0"
+    assert pins("cpu") == {"torch": "2.13.0+cpu"}
     for name in (*LOCKS, *CUDA_LOCKS):
         for package, version in pins(name).items():
             assert name in CUDA_LOCKS or not package.startswith(("nvidia-", "cuda-", "triton"))
@@ -205,7 +249,7 @@ def test_cuda_locks_add_to_the_image_and_agree_with_the_other_locks() -> None:
     for package, version in pins("kernels").items():
         assert elsewhere.get(package, version) == version, package
     present = image | pins("cuda") | pins("kernels")
-    for requirement in required("kernels"):
+    for requirement in [*required("kernels"), *declared()["kernels"]]:
         version = present[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} against {version}"
 
@@ -217,6 +261,15 @@ def test_nvcc_is_of_the_cuda_that_torch_asks_for() -> None:
 
 def test_what_presents_results_is_not_part_of_a_runs_fingerprint() -> None:
     assert not {"matplotlib", "rliable", "pandas", "scipy", "snakemake"} & set(pins("run"))
+
+
+def test_the_version_stands_in_one_place_and_is_repeated_right() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" not in project and project["dynamic"] == ["version"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)", changes, re.MULTILINE)[0] == __version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
 
 
 def settings_without_comment(text: str) -> list[str]:
@@ -314,8 +367,10 @@ def targets() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml"]
-)
+    "name",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", ".ci/run",
+     ".github/workflows/ci.yml"],
+)  # fmt: skip
 def test_make_targets_that_are_named_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:^|`|run: )make ([a-z-]+)", text, re.MULTILINE))
@@ -323,13 +378,16 @@ def test_make_targets_that_are_named_exist(name: str) -> None:
     assert named <= targets()
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_files_that_documents_name_exist(name: str) -> None:
-    text = (ROOT / name).read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_documents_name_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
     for path in re.findall(r"`((?:config|workflow|drama|tests|containers)/[\w/.*-]+)`", text):
-        assert list(ROOT.glob(path.rstrip("/"))), f"{name} names {path}"
-    for path in re.findall(r"\]\(([\w.]+)\)", text):
-        assert (ROOT / path).is_file(), f"{name} links to {path}"
+        assert list(ROOT.glob(path.rstrip("/"))), f"{document} names {path}"
+    for path in re.findall(r"\]\(([^):#]+)\)", text):
+        assert (document.parent / path).exists(), f"{document} links to {path}"
 
 
 def test_continuous_integration_calls_the_two_commands_of_the_readme() -> None:

@@ -211,7 +211,7 @@ def test_words_in_the_models_code_touch_nothing(project: Project) -> None:
 
 @pytest.mark.parametrize("part", ["model", "replay", "training"])
 def test_the_agents_code_touches_everything(project: Project, part: str) -> None:
-    project.append(f"drama/{part}/__init__.py", "\nAN_ADDITION = 1\n")
+    project.append(f"drama/agent/{part}/__init__.py", "\nAN_ADDITION = 1\n")
     assert project.planned() == EVERYTHING
 
 

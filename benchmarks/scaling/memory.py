@@ -16,7 +16,8 @@ import torch
 from measuring import MIB, PRESETS, Figure, forget_peak, in_fresh_process, peak, resident
 
 from drama.agent.settings import Recipe
-from drama.agent.training.loop import Runtime, Trainer
+from drama.agent.training.loop import Trainer
+from drama.agent.training.runtime import Runtime
 from drama.pipeline.config import load_preset
 from drama.runs.folder import CHECKPOINT, STATUS
 from drama.runs.progress import Reporter, Status

@@ -20,7 +20,8 @@ from measuring import PRESETS, ROUNDS, Figure, Timing, take_turns
 from drama.agent.env import make
 from drama.agent.replay.buffer import ReplayBuffer, Transition
 from drama.agent.settings import EnvironmentSettings
-from drama.agent.training.loop import CHECKPOINT_SECONDS, Runtime, Trainer
+from drama.agent.training.loop import Trainer
+from drama.agent.training.runtime import CHECKPOINT_SECONDS, Runtime
 from drama.pipeline.config import load_preset
 from drama.runs.columns import Columns
 from drama.runs.folder import CHECKPOINT

@@ -26,8 +26,7 @@ from measuring import (
     take_turns,
 )
 
-from drama.agent.model.sequence import kernels, use_backend
-from drama.agent.model.sequence.base import SequenceModel, build
+from drama.agent.model.sequence import SequenceModel, build, kernels, use_backend
 from drama.agent.settings import SequenceModelSettings, Settings
 from drama.agent.training.optim import LaProp
 from drama.pipeline.config import load_preset

@@ -1,1 +1,1 @@
-"""What decides a result."""
+"""What decides a result; `shapes` says what the letters in shapes mean."""

@@ -8,7 +8,7 @@ episodes of a policy that minds neither are all one and the same. Hence every ep
 hash of all that was seen, done and got in it: how many are different is part of a score.
 
 Episodes are handed out in advance, episode i to environment i modulo E, so short episodes are not
-favoured over long ones (keeping the first N to finish would). Noise comes from generators of the
+favoured over long ones (keeping those that finish first would). Noise comes from generators of the
 episode's own: how many episodes are stepped together changes nothing but rounding. Greedy and
 sampled episodes of one number share seed, first action and noise of the latents.
 

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -39,6 +39,9 @@ from drama.errors import ConfigurationError, reason
 
 PRESETS = Path("config/presets")
 """Where presets lie, relative to the project's root."""
+
+SHIPPED = Path(__file__).with_name("shipped")
+"""What an installed package holds of the project's files, each where it lies in the project."""
 
 
 class Preset(Settings):
@@ -78,6 +81,12 @@ class Experiment(Frozen):
 
 
 # --- reading files -------------------------------------------------------------------------------
+
+
+def project_file(place: Path) -> Path:
+    """Return a file of the project: the working directory's own, else the installed package's."""
+    shipped = SHIPPED / place
+    return shipped if shipped.exists() and not place.exists() else place
 
 
 class _Loader(yaml.SafeLoader):
@@ -251,9 +260,13 @@ def _unknown(layer: Layer, path: tuple[str, ...], value: Any, allowed: Mapping[s
 def nearest(word: str, allowed: Any) -> str:
     """Say what was allowed, with the closest match to `word` first when there is one."""
     words = list(allowed)
+    return f"{closest(word, words)}Allowed: {', '.join(words)}"
+
+
+def closest(word: str, words: Sequence[str]) -> str:
+    """Ask for the closest match to `word`, with a space behind; nothing when there is none."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Allowed: {', '.join(words)}"
+    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 def _explain(
@@ -315,9 +328,10 @@ def _problem(details: ErrorDetails) -> str:
 # --- presets and experiments ---------------------------------------------------------------------
 
 
-def preset_names(folder: Path = PRESETS) -> list[str]:
-    """Return the names of the presets in a folder."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+def preset_files(folder: Path = PRESETS) -> dict[str, Path]:
+    """Return all presets by name: a folder's own, and the installed package's others."""
+    places = (SHIPPED / PRESETS, folder)
+    return {path.stem: path for place in places for path in sorted(place.glob("*.yaml"))}
 
 
 def preset_layers(name: str, folder: Path = PRESETS) -> list[Layer]:
@@ -336,39 +350,37 @@ def preset_layers(name: str, folder: Path = PRESETS) -> list[Layer]:
             raise ConfigurationError(
                 f"{named} = {current!r}: presets start from each other: {chain}"
             )
-        check_preset(current, named, folder)
+        path = find_preset(current, named, folder)
         seen.append(current)
-        path = folder / f"{current}.yaml"
         data = read_mapping(path)
         current, named = data.pop("base", None), f"{path}: base"
         layers.insert(0, Layer(str(path), data))
     return layers
 
 
-def check_preset(name: Any, where: str, folder: Path = PRESETS) -> None:
-    """Check that a preset exists.
+def find_preset(name: Any, where: str, folder: Path = PRESETS) -> Path:
+    """Return a preset's file.
 
     Args:
         name: what was written.
         where: where that was, file and key.
-        folder: of the presets.
+        folder: of presets beside the installed package's.
 
     Raises:
-        ConfigurationError: when it does not.
+        ConfigurationError: when there is no such preset.
     """
-    names = preset_names(folder)
-    if not names:
-        raise ConfigurationError(f"{folder}: no presets there; run this from the project's root")
-    if name not in names:
+    files = preset_files(folder)
+    if name not in list(files):
         raise ConfigurationError(
-            f"{where} = {name!r}: no such preset in {folder}. {nearest(str(name), names)}"
+            f"{where} = {name!r}: no such preset in {folder}. {nearest(str(name), files)}"
         )
+    return files[name]
 
 
 def no_plan(place: Path) -> ConfigurationError:
     """Return the error that says that a place is no preset's results, and what makes them."""
     found = "a file" if place.is_file() else "no plan in it" if place.is_dir() else "not found"
-    preset = f" --preset {place.name}" if place.name in preset_names() else ""
+    preset = f" --preset {place.name}" if place.name in preset_files() else ""
     return ConfigurationError(
         f"{place}: {found}. Name a preset's results, such as results/xs; `drama plan{preset}` "
         "makes them"
@@ -383,7 +395,7 @@ def load_preset(name: str, *overrides: Layer, folder: Path = PRESETS) -> Preset:
     """
     layers = [*preset_layers(name, folder), *overrides]
     preset = resolve(Preset, layers)
-    for keys, problem in _conflicts(preset):
+    for keys, problem in (*_conflicts(preset), *_conflicting_evaluation(preset.evaluation)):
         layer, path, value = _last(layers, keys)
         raise ConfigurationError(f"{_where(layer, path)} = {value!r}: {problem}")
     return preset
@@ -391,6 +403,9 @@ def load_preset(name: str, *overrides: Layer, folder: Path = PRESETS) -> Preset:
 
 Keys = tuple[str, ...]
 """A setting's place: the keys that lead to it."""
+
+Conflict = tuple[tuple[Keys, ...], str]
+"""Settings that do not go together, and why."""
 
 
 def _last(layers: list[Layer], paths: tuple[Keys, ...]) -> tuple[Layer, Keys, Any]:
@@ -405,7 +420,7 @@ def _last(layers: list[Layer], paths: tuple[Keys, ...]) -> tuple[Layer, Keys, An
     raise KeyError(paths)
 
 
-def _conflicts(settings: Settings) -> Iterator[tuple[tuple[Keys, ...], str]]:
+def _conflicts(settings: Settings) -> Iterator[Conflict]:
     """Yield settings that are fine alone but not together, and what is wrong with them."""
     yield from _conflicting_networks(settings)
     capacity, training = settings.replay.capacity, settings.training
@@ -445,7 +460,7 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[Keys, ...], str]]:
             )
 
 
-def _conflicting_networks(settings: Settings) -> Iterator[tuple[tuple[Keys, ...], str]]:
+def _conflicting_networks(settings: Settings) -> Iterator[Conflict]:
     model, sequence = settings.world_model, settings.sequence_model
     strides, channels = ("world_model", "strides"), ("world_model", "channels")
     image = settings.environment.image_size
@@ -481,6 +496,16 @@ def _conflicting_networks(settings: Settings) -> Iterator[tuple[tuple[Keys, ...]
         )
 
 
+def _conflicting_evaluation(evaluation: EvaluationSettings) -> Iterator[Conflict]:
+    if evaluation.enough_same > evaluation.episodes:
+        yield (
+            (("evaluation", "enough_same"), ("evaluation", "episodes")),
+            f"evaluation.enough_same = {evaluation.enough_same} first episodes that are all the "
+            f"same cannot be found among evaluation.episodes = {evaluation.episodes}; set it to as "
+            "many at most, or to 0 to play all",
+        )
+
+
 def parse_assignment(text: str) -> Layer:
     """Turn `section.key=value` from the command line into a layer.
 
@@ -502,7 +527,11 @@ def load_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
         ConfigurationError: for unknown keys, games, presets and impossible values.
     """
     data = read_mapping(path)
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    given = {
+        key: _listed(value) if key in ("games", "seeds") else value
+        for key, value in (overrides or {}).items()
+        if value is not None
+    }
     if isinstance(given.get("games"), (list, tuple)):
         listed = data.get("games") if isinstance(data.get("games"), Mapping) else {}
         if len(set(given["games"])) != len(given["games"]):
@@ -522,7 +551,7 @@ def load_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
             "such as {Pong: {}, Krull: {}}"
         )
     experiment = resolve(Experiment, layers)
-    check_preset(experiment.preset, f"{source['preset' in given]}: preset")
+    find_preset(experiment.preset, f"{source['preset' in given]}: preset")
     for game in experiment.games:
         check_game(game, f"{source['games' in given]}: games.{game}")
     if not experiment.games:
@@ -534,6 +563,14 @@ def load_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
             f"{source['seeds' in given]}: seeds = {experiment.seeds}: a seed is given twice"
         )
     return experiment
+
+
+def _listed(value: Any) -> Any:
+    """Split what stands for several games or seeds in one word, such as Pong,Krull or 0,1."""
+    if not isinstance(value, (str, int)):
+        return value
+    words = [word.strip() for word in str(value).split(",")]
+    return [int(word) if re.fullmatch("-?[0-9]{1,18}", word) else word for word in words]
 
 
 def check_game(game: str, where: str) -> None:
@@ -552,7 +589,9 @@ def check_game(game: str, where: str) -> None:
     from drama.agent.env import game_names
 
     if game not in (names := game_names()):
-        raise ConfigurationError(f"{where}: unknown game. {nearest(game, names)}")
+        raise ConfigurationError(
+            f"{where}: unknown game. {closest(game, names)}`drama games` lists all {len(names)}"
+        )
 
 
 def read_recipe_text(path: Path) -> tuple[Recipe, str]:

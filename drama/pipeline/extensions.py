@@ -22,20 +22,17 @@ from drama.errors import ConfigurationError
 from drama.files import remove_leftovers, replacing, sha256_file, sync_folder
 from drama.pipeline.artifacts.integrity import read_artifacts
 from drama.pipeline.artifacts.verify import verify
+from drama.pipeline.fingerprints import evaluation_code, report_code
 from drama.pipeline.jobs import RunIncomplete
+from drama.pipeline.plans import PlannedRun, plan_text
 from drama.pipeline.recipes import (
-    EVALUATION_CODE,
-    PlannedRun,
     RunFiles,
-    code_hash,
     evaluation_recipe,
     evaluation_text,
     extended_preset,
-    planned_run,
     read_evaluation_recipe,
     read_recipe,
     recipe_text,
-    report_text,
     run_files,
     write_changed,
 )
@@ -206,13 +203,13 @@ def _write_status(ancestor: RunFiles, extension: RunFiles, path: Path) -> None:
 def _write_recipes(extension: RunFiles, settings: EvaluationSettings) -> None:
     """Write the longer run's recipes, and the plan of all runs that were extended as far."""
     text = recipe_text(extension.recipe)
-    evaluation = evaluation_text(extension.fingerprint, settings, code_hash(EVALUATION_CODE))
+    evaluation = evaluation_text(extension.fingerprint, settings, evaluation_code())
     recipes = extension.path.parents[1]
     with locked(recipes):  # others may be extended at the same time
         remove_leftovers(recipes)
         write_changed({extension.path: text, evaluation_recipe(extension.path): evaluation})
         preset = extended_preset(extension.recipe)
-        plan = report_text(preset, False, _planned(recipes), recipes.parent)
+        plan = plan_text(preset, False, _planned(recipes), report_code())
         write_changed({recipes / "report.json": plan})
 
 
@@ -223,7 +220,7 @@ def _planned(recipes: Path) -> list[PlannedRun]:
         path for path in seeds if evaluation_recipe(path).is_file() and seeds[path].isdecimal()
     ]
     return [
-        planned_run(
+        PlannedRun(
             recipes.parent,
             path.parent.name,
             int(seeds[path]),

@@ -13,7 +13,12 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+from drama.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
 
 _HELD: list[TextIO] = []
 
@@ -54,3 +59,36 @@ def claim(names: Sequence[str], folder: Path | None = None) -> int:
             _HELD.append(file)
             return index
     raise AssertionError("unreachable")
+
+
+def choose(name: str) -> torch.device:
+    """Turn a device's name into one that is there; of several GPUs, cuda takes one by `claim`.
+
+    Args:
+        name: auto (a GPU when there is one), cpu, cuda or cuda:<number>.
+
+    Raises:
+        ConfigurationError: when there is no such device, naming the option `--device`.
+    """
+    import torch  # only now: counting GPUs must stay cheap
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"--device {name}: allowed are auto, cpu, cuda, cuda:<number>")
+    if found.type == "cpu":
+        return found
+    if (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"--device {name}: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu or auto"
+        )
+    if found.index is None:
+        every = range(torch.cuda.device_count())
+        names = [str(torch.cuda.get_device_properties(index).uuid) for index in every]
+        found = torch.device("cuda", claim(names))
+    torch.cuda.set_device(found)
+    return found

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from drama.agent.settings import EvaluationSettings, Recipe
 from drama.files import canonical_json, sha256_text
 from drama.pipeline.config import Layer, parse_recipe, resolve
-from drama.runs.folder import SHORT
+from drama.runs.folder import SHORT, short_commit
 
 Before = Any | Callable[[Mapping[str, Any]], Any]
 
@@ -126,7 +126,7 @@ def earlier_run(folder: Path, recipe: Path) -> EarlierRun | None:
         same = _apart_from_code(made["recipe"]) == _apart_from_code(planned)
         if not same or made["fingerprint"] != fingerprint:
             return None
-        commit = str(made["git_commit"] or "unknown")
+        commit = short_commit(str(made["git_commit"] or "unknown"))
         return EarlierRun(records[0], fingerprint, made["recipe"], commit, int(made["steps"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -12,7 +12,8 @@ import torch
 from drama.agent.evaluation import play, write_evaluation
 from drama.agent.model.sequence import kernels, use_backend
 from drama.agent.settings import Backend
-from drama.agent.training.loop import Runtime, train
+from drama.agent.training.loop import train
+from drama.agent.training.runtime import Runtime
 from drama.errors import DramaError
 from drama.pipeline.artifacts.agents import agent_of
 from drama.pipeline.artifacts.evaluations import note_evaluation, read_noted
@@ -21,12 +22,11 @@ from drama.pipeline.artifacts.records import read_record
 from drama.pipeline.artifacts.store import fetch
 from drama.pipeline.artifacts.weights import weights_path
 from drama.pipeline.config import read_recipe_text
+from drama.pipeline.fingerprints import Choices, run_code
 from drama.pipeline.history import earlier_run
 from drama.pipeline.recipes import (
-    RUN_CODE,
     EvaluationFiles,
     RunFiles,
-    code_hash,
     read_evaluation_recipe,
     read_recipe,
     run_files,
@@ -136,7 +136,7 @@ def find_scored(path: Path) -> tuple[RunFiles, EvaluationFiles]:
     recipe, _ = read_recipe_text(path)
     run = run_files(path, recipe, "")
     made = earlier_run(run.folder, path)
-    if made is None or made.recipe["code"] == code_hash(RUN_CODE):
+    if made is None or made.recipe["code"] == run_code(Choices.of(recipe.game, recipe.settings)):
         run = read_recipe(path)
         return run, read_evaluation_recipe(run)
     _say(f"{made.record}: of earlier code, commit {made.commit}; today's scores it")

@@ -69,7 +69,7 @@ AGGREGATES = (
     ("optimality_gap", "Optimality gap"),
 )
 
-Curve = tuple[np.ndarray, np.ndarray]  # steps [N], values [N]
+Curve = tuple[np.ndarray, np.ndarray]  # steps [rows], values [rows]
 
 
 def draw(
@@ -263,7 +263,7 @@ def losses_figure(game: GameScore, label: str | None) -> str:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
-    """Means over at most `points` consecutive groups of a curve's rows: [N] to [<= points]."""
+    """Means over at most `points` consecutive groups of a curve's rows: [rows] to [<= points]."""
     if steps.size <= points:
         return steps, values
     edges = np.linspace(0, steps.size, points + 1).astype(int)[:-1]
@@ -272,14 +272,14 @@ def thin(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
 
 
 def smooth(steps: np.ndarray, values: np.ndarray, bandwidth: float) -> Curve:
-    """Gaussian kernel average of (steps [N], values [N]) between its first and last step.
+    """Gaussian kernel average of (steps [rows], values [rows]) between its first and last step.
 
     The kernel's standard deviation is `bandwidth` steps, or the mean distance between rows where
     that is more: few episodes would otherwise make a staircase.
     """
     bandwidth = max(bandwidth, (steps[-1] - steps[0]) / max(steps.size - 1, 1))
     grid = np.linspace(steps[0], steps[-1], POINTS)
-    exponents = -0.5 * ((grid[:, None] - steps[None, :]) / bandwidth) ** 2  # [points, N]
+    exponents = -0.5 * ((grid[:, None] - steps[None, :]) / bandwidth) ** 2  # [points, rows]
     # Relative to the nearest row: far from all of them, every weight would underflow to zero.
     weights = np.exp(exponents - exponents.max(axis=1, keepdims=True))
     return grid, weights @ values / weights.sum(axis=1)

@@ -29,6 +29,7 @@ from drama.agent.settings import WAYS, Actions
 from drama.errors import reason
 from drama.files import canonical_json, replacing, write_json
 from drama.pipeline.config import no_plan
+from drama.pipeline.plans import read_plan
 from drama.report.figures import AGGREGATES, count, draw, method_name, typeset
 from drama.report.scores import (
     BOOTSTRAP_REPETITIONS,
@@ -48,7 +49,6 @@ from drama.report.scores import (
     aggregate,
     load_baselines,
     published_aggregates,
-    read_plan,
     read_scores,
 )
 
@@ -105,7 +105,7 @@ def write_report(results: Path) -> Report:
     results = Path(results)
     plan = read_plan(results)
     baselines = load_baselines()
-    games = read_scores(results, plan, baselines)
+    games = read_scores(plan, baselines)
     scored = [g for g in games if g.human_normalised_score is not None]
     folder = results / "report"
     # The plan's own stamp would tell Snakemake that its runs are in the report.

@@ -9,7 +9,6 @@ that the plan names, so the same inputs always give the same numbers.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -28,8 +27,8 @@ from drama.agent.settings import Actions
 from drama.errors import DramaError, reason
 from drama.files import sha256_file
 from drama.pipeline.artifacts.evaluations import EvaluationDamaged, Played, read_noted
-from drama.pipeline.config import no_plan
 from drama.pipeline.history import earlier_run, noted_evaluation
+from drama.pipeline.plans import Plan, PlannedRun
 
 FORMAT = 1
 PROTOCOL_STEPS = 100_000
@@ -87,31 +86,6 @@ class Baselines:
         if score is None or game not in self.random:
             return None
         return human_normalised_score(score, self.random[game], self.human[game])
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One entry of recipes/report.json: which run and which evaluation the report needs.
-
-    Not `current` is one of earlier code that stands in for it.
-    """
-
-    game: str
-    seed: int
-    run: str
-    evaluation: str
-    folder: Path
-    current: bool = True
-
-
-@dataclass(frozen=True)
-class Plan:
-    """recipes/report.json: the runs of a report, and the fingerprint of the whole."""
-
-    preset: str
-    complete_protocol: bool
-    runs: tuple[PlannedRun, ...]
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -228,44 +202,7 @@ def load_baselines() -> Baselines:
     )
 
 
-def read_plan(results: Path) -> Plan:
-    """Read recipes/report.json below `results`.
-
-    Raises ReportError when it is unreadable, empty or names a run twice, ConfigurationError when
-    there is none.
-    """
-    path = results / "recipes" / "report.json"
-    if not path.is_file():
-        raise no_plan(results)
-    content = path.read_bytes()
-    try:
-        document = json.loads(content)
-        if document["format"] != FORMAT:
-            raise ReportError(f"{path} has format {document['format']!r}, expected {FORMAT}.")
-        plan = Plan(
-            preset=str(document["preset"]),
-            complete_protocol=document["complete_protocol"] is True,
-            runs=tuple(
-                PlannedRun(str(r["game"]), int(r["seed"]), str(r["run"]), str(r["evaluation"]),
-                           results / str(r["folder"]))
-                for r in document["runs"]
-            ),
-            fingerprint=hashlib.sha256(content).hexdigest(),
-        )  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReportError(
-            f"{path} cannot be read ({reason(error)}). `drama plan` writes it again"
-        ) from error
-    keys = [(run.game, run.seed) for run in plan.runs]
-    if not keys:
-        raise ReportError(f"{path} lists no run: plan at least one game and one seed.")
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        raise ReportError(f"{path} lists {twice[0][0]} seed {twice[0][1]} more than once.")
-    return plan
-
-
-def read_scores(results: Path, plan: Plan, baselines: Baselines) -> tuple[GameScore, ...]:
+def read_scores(plan: Plan, baselines: Baselines) -> tuple[GameScore, ...]:
     """Read every planned run's score, grouped by game, in the plan's order of games.
 
     Raises ReportError naming every run that is missing or damaged and the command that makes it.
@@ -274,7 +211,7 @@ def read_scores(results: Path, plan: Plan, baselines: Baselines) -> tuple[GameSc
     problems = []
     for run in plan.runs:
         try:
-            games[run.game].append(read_run(results, _at_hand(results, run), baselines))
+            games[run.game].append(read_run(*_at_hand(run), baselines))
         except ReportError as error:
             problems.append(str(error))
     if problems:
@@ -292,16 +229,16 @@ def _game_score(game: str, runs: list[RunScore], baselines: Baselines) -> GameSc
     return GameScore(game, ordered, baselines.normalise(game, mean))
 
 
-def read_run(results: Path, planned: PlannedRun, baselines: Baselines) -> RunScore:
+def read_run(planned: PlannedRun, current: bool, baselines: Baselines) -> RunScore:
     """Read one run's record and evaluation.
 
     Raises ReportError when either is missing, damaged or belongs to another run.
     """
-    record = _read_record(results, planned)
-    played, score = _read_evaluation(results, planned)
+    record = _read_record(planned)
+    played, score = _read_evaluation(planned)
     for artifact in record["artifacts"]:
         if artifact["path"] in ("episodes.parquet", "training.parquet"):
-            _check_artifact(results, planned, artifact)
+            _check_artifact(planned, artifact)
     training = read_curve(planned, "episodes.parquet", ["episode_return"])["episode_return"]
     last = training[-TRAINING_EPISODES:]
     return RunScore(
@@ -314,41 +251,38 @@ def read_run(results: Path, planned: PlannedRun, baselines: Baselines) -> RunSco
         steps=int(record["steps"]),
         device=str(record["device"]),
         wall_seconds=float(record["wall_seconds"]),
-        run=planned.run,
-        evaluation=planned.evaluation,
+        run=planned.fingerprint,
+        evaluation=planned.evaluation_fingerprint,
         git_commit=record["git_commit"],
         folder=planned.folder,
         actions=score.actions,
         played=played,
         training_return=float(np.mean(last)) if last.size else None,
         training_episodes=last.size,
-        current=planned.current,
+        current=current,
     )
 
 
-def _at_hand(results: Path, planned: PlannedRun) -> PlannedRun:
-    """Return the planned run, or the whole run of earlier code and evaluation in its place."""
-    record = planned.folder / f"run-{planned.run[:16]}.json"
-    evaluation = planned.folder / f"evaluation-{planned.evaluation[:16]}.parquet"
-    recipe = results / "recipes" / planned.game / f"seed{planned.seed}.json"
-    if record.is_file() and evaluation.is_file():
-        return planned
-    run = planned.run
+def _at_hand(planned: PlannedRun) -> tuple[PlannedRun, bool]:
+    """Return the planned run and True, or a whole run of earlier code in its place and False."""
+    if planned.record.is_file() and planned.evaluation.is_file():
+        return planned, True
+    record, run = planned.record, planned.fingerprint
     if not record.is_file():
-        made = earlier_run(planned.folder, recipe)
+        made = earlier_run(planned.folder, planned.recipe)
         if made is None:
-            return planned
+            return planned, True
         record, run = made.record, made.fingerprint
     noted = noted_evaluation(record)
     if noted is None:
-        return planned
-    return replace(planned, run=run, evaluation=noted.fingerprint, current=False)
+        return planned, True
+    return replace(planned, fingerprint=run, evaluation_fingerprint=noted.fingerprint), False
 
 
-def _read_record(results: Path, planned: PlannedRun) -> dict[str, Any]:
-    path = planned.folder / f"run-{planned.run[:16]}.json"
+def _read_record(planned: PlannedRun) -> dict[str, Any]:
+    path = planned.record
     if not path.is_file():
-        raise _problem(results, planned, f"has not finished training ({path} is missing)", "train")
+        raise _problem(planned, f"has not finished training ({path} is missing)", "train")
     try:
         record = json.loads(path.read_bytes())
         found = record["fingerprint"]
@@ -356,34 +290,29 @@ def _read_record(results: Path, planned: PlannedRun) -> dict[str, Any]:
             record[key]
     except (ValueError, KeyError, TypeError) as error:
         raise _problem(
-            results,
             planned,
             f"has an unreadable record, {path} ({reason(error)}); remove it",
             "train",
         ) from error
-    if found != planned.run:
-        raise _problem(
-            results, planned, f"has the record of another run, {found!r}, in {path}", "train"
-        )
+    if found != planned.fingerprint:
+        raise _problem(planned, f"has the record of another run, {found!r}, in {path}", "train")
     return dict(record)
 
 
-def _read_evaluation(results: Path, planned: PlannedRun) -> tuple[Mapping[Actions, Played], Played]:
-    path = planned.folder / f"evaluation-{planned.evaluation[:16]}.parquet"
+def _read_evaluation(planned: PlannedRun) -> tuple[Mapping[Actions, Played], Played]:
+    path = planned.evaluation
     if not path.is_file():
-        raise _problem(results, planned, f"has not been evaluated ({path} is missing)", "evaluate")
+        raise _problem(planned, f"has not been evaluated ({path} is missing)", "evaluate")
     try:
         found = read_noted(path)
     except EvaluationDamaged as error:
-        raise _problem(
-            results, planned, f"has an unreadable evaluation: {error}", "evaluate"
-        ) from error
-    if (found.run, found.fingerprint) != (planned.run, planned.evaluation):
-        raise _problem(results, planned, f"has the evaluation of another run in {path}", "evaluate")
+        raise _problem(planned, f"has an unreadable evaluation: {error}", "evaluate") from error
+    if (found.run, found.fingerprint) != (planned.fingerprint, planned.evaluation_fingerprint):
+        raise _problem(planned, f"has the evaluation of another run in {path}", "evaluate")
     return found.played, found.score
 
 
-def _check_artifact(results: Path, planned: PlannedRun, artifact: dict[str, Any]) -> None:
+def _check_artifact(planned: PlannedRun, artifact: dict[str, Any]) -> None:
     path = planned.folder / artifact["path"]
     if not path.is_file():
         state = "is missing"
@@ -391,15 +320,15 @@ def _check_artifact(results: Path, planned: PlannedRun, artifact: dict[str, Any]
         state = "is not the file that the run recorded"
     else:
         return
-    raise _problem(
-        results, planned, f"is damaged: {path} {state}. Restore it from version control, or "
-        f"remove run-{planned.run[:16]}.json beside it and train again", "train",
+    raise _problem(planned, f"is damaged: {path} {state}. Restore it from version control, or "
+        f"remove {planned.record.name} beside it and train again", "train",
     )  # fmt: skip
 
 
-def _problem(results: Path, planned: PlannedRun, what: str, command: str) -> ReportError:
-    recipe = results / "recipes" / planned.game / f"seed{planned.seed}.json"
-    return ReportError(f"{planned.game} seed {planned.seed} {what}. Run: drama {command} {recipe}")
+def _problem(planned: PlannedRun, what: str, command: str) -> ReportError:
+    return ReportError(
+        f"{planned.game} seed {planned.seed} {what}. Run: drama {command} {planned.recipe}"
+    )
 
 
 def read_curve(
@@ -417,7 +346,7 @@ def read_curve(
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ReportError(
             f"{run.game} seed {run.seed}: {path} cannot be read ({reason(error)}). "
-            f"Restore it from version control, or remove run-{run.run[:16]}.json beside it and "
+            "Restore it from version control, or remove the record, run-*.json, beside it and "
             "train again."
         ) from error
     curve = {"step": steps}

@@ -33,6 +33,9 @@ VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", 
 KERNELS = ("mamba-ssm", "causal-conv1d", "triton")
 """Of the sequence backend mamba_ssm; only the CUDA image has them."""
 
+TRACKED = ("ls-files", "--error-unmatch", "--full-name", "__init__.py")
+"""Git's arguments for the package's place in a repository that keeps it; an error in others."""
+
 CHANGES = ("status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
 """Git's arguments for what differs in a folder; what Python compiles there is no change."""
 
@@ -225,19 +228,27 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the code's commit; None outside git.
+    """Return the code's commit; None outside a checkout of this project.
 
     `-dirty` stands behind it when the code differs from the commit. Configuration and recipes do
     not count: the record holds the recipe itself.
     """
     code = Path(drama.__file__).parent
     try:
-        commit, changes = (
+        place, commit, changes = (
             subprocess.run(
                 ["git", *arguments], cwd=code, capture_output=True, text=True, check=True
-            )
-            for arguments in (("rev-parse", "HEAD"), CHANGES)
+            ).stdout.strip()
+            for arguments in (TRACKED, ("rev-parse", "HEAD"), CHANGES)
         )
-    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
+    except (OSError, subprocess.CalledProcessError):  # no git here, no repository, or not in it
         return None
-    return commit.stdout.strip() + ("-dirty" if changes.stdout else "")
+    if place != "drama/__init__.py":  # a repository of somebody else, who keeps a copy in it
+        return None
+    return commit + ("-dirty" if changes else "")
+
+
+def short_commit(commit: str) -> str:
+    """Return a commit as people are shown it: twelve digits, and whether the code differed."""
+    digits, dash, dirty = commit.partition("-")
+    return f"{digits[:12]}{dash}{dirty}"

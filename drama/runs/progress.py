@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,13 +14,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from drama.files import write_json
 
 LINE_SECONDS = 30.0
 STATUS_SECONDS = 10.0
+BAR_WIDTH = 16
+"""Of 80 columns; with a long title and 100 000 steps, a return still has room behind it."""
+
+SHOWN = {
+    "loss/reconstruction": "reconstruction {:.1f}",
+    "loss/reward": "reward {:.3f}",
+    "loss/dynamics": "dynamics {:.2f}",
+    "entropy": "entropy {:.2f}",
+}
+"""Which metrics are shown while a run goes on, and how."""
 
 
 @dataclass
@@ -72,8 +93,38 @@ class Status:
         self.write(path)
 
 
+class Detail(ProgressColumn):
+    """What is left out first: as many whole parts as the other columns leave room for."""
+
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(ratio=1))
+
+    def render(self, task: Task) -> WholeParts:
+        """Return the parts, to be fitted in when the width is known."""
+        return WholeParts(task.fields["detail"])
+
+
+class WholeParts:
+    """Parts of one line that are shown or left out, but never cut.
+
+    Args:
+        parts: the most important one first.
+    """
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        self.parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the longest line that fits; Rich's protocol."""
+        lines = (" · ".join(self.parts[:count]) for count in range(len(self.parts), 0, -1))
+        yield Text(next((line for line in lines if len(line) <= options.max_width), ""))
+
+
 class Reporter:
     """Shows progress: a bar on a terminal, one line every half minute elsewhere.
+
+    Game, seed, step, speed and time left come first, and fit into 80 columns; the last return and
+    losses follow where there is room.
 
     Args:
         title: the run's name.
@@ -85,7 +136,7 @@ class Reporter:
         self.title = title
         self.status = status
         self.path = path
-        self.losses = ""
+        self._losses: list[str] = []
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._earlier_seconds = status.wall_seconds
@@ -98,17 +149,18 @@ class Reporter:
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(BAR_WIDTH),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
+                Detail(),
                 console=self._console,
                 transient=True,
+                expand=True,
             )
             self._bar.add_task(
                 self.title, total=self.status.total_steps, completed=self.status.step,
-                rate="", detail="",
+                rate="", detail=[],
             )  # fmt: skip
             self._bar.start()
         else:
@@ -129,6 +181,14 @@ class Reporter:
         with suppress(OSError) if error else nullcontext():
             self.tick(self.status.step)
             self.status.write(self.path)
+
+    def show(self, means: Mapping[str, float]) -> None:
+        """Show these means of metrics, by name, until the next ones; without those that are NaN.
+
+        A metric is NaN where there was no update, as before the first one.
+        """
+        named = ((means[name], text) for name, text in SHOWN.items())
+        self._losses = [text.format(mean) for mean, text in named if not math.isnan(mean)]
 
     def tick(self, step: int) -> None:
         """Take note that `step` agent steps are done; cheap enough for every step."""
@@ -154,19 +214,21 @@ class Reporter:
             self._line_due = now + LINE_SECONDS
             self._say(self._line())
 
-    def _detail(self) -> str:
-        last = "" if self.status.last_return is None else f"return {self.status.last_return:g} · "
-        return f"{last}{self.losses}"
+    def finish_episode(self, episode_return: float) -> None:
+        """Take note of a finished episode's return."""
+        self.status.last_return = episode_return
+
+    def _detail(self) -> list[str]:
+        value = self.status.last_return
+        return [*([] if value is None else [f"return {value:g}"]), *self._losses]
 
     def _line(self) -> str:
         status = self.status
         rate = status.steps_per_second
         left = (status.total_steps - status.step) / rate if rate else math.inf
         ahead = f"{left / 60:.0f} min left" if math.isfinite(left) else "time left unknown"
-        return (
-            f"{self.title}: step {status.step} of {status.total_steps} · {rate:.1f} steps/s · "
-            f"{ahead} · {self._detail()}"
-        )
+        step = f"{self.title}: step {status.step} of {status.total_steps}"
+        return " · ".join([step, f"{rate:.1f} steps/s", ahead, *self._detail()])
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

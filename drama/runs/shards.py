@@ -1,7 +1,7 @@
 """The replay memory as Parquet files: one row per transition, 10 000 rows a shard.
 
-Plain pandas, DuckDB or Polars read them: `frame` holds the H * W * C bytes of one frame in C
-order, the schema's metadata key `drama` the shape. A frame is a variable-length binary, not a
+Plain pandas, DuckDB or Polars read them: `frame` holds one frame's height * width * channels bytes
+in C order, the schema's metadata key `drama` the shape. A frame is a variable-length binary, not a
 fixed-length one, because several readers know only the former.
 
 A shard is written to a temporary file beside it, flushed to disk and renamed: under its own name
@@ -293,7 +293,7 @@ def _from_arrow(table: Any, frame_shape: tuple[int, int, int]) -> Columns:
 
 
 def _frames(chunk: Any, frame_shape: tuple[int, int, int]) -> Any:
-    """uint8 [N, H, W, C] from a binary array."""
+    """uint8 [rows, height, width, channels] from a binary array."""
     size = int(np.prod(frame_shape))
     offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk) + 1]
     wrong = np.flatnonzero(np.diff(offsets) != size)

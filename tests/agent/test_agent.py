@@ -80,7 +80,7 @@ class Player:
 
 @pytest.mark.parametrize("act_on", ["prior", "posterior"])
 def test_the_policy_sees_what_it_should(make_agent: MakeAgent, act_on: str) -> None:
-    """d from the last W past latents and actions; a sample of its prior, or of the frame."""
+    """d from the last L past latents and actions; a sample of its prior, or of the frame."""
     agent = make_agent(act_on=act_on)
     model, player = agent.world_model, Player(agent, 1)
     latents: list[Tensor] = []  # of every step so far, each [K, C]

@@ -61,7 +61,7 @@ def test_two_hot_by_hand(position: float, expected: list[float]) -> None:
 def test_two_hot_round_trip(values: list[float]) -> None:
     two_hot = TwoHot(255, 20.0)
     value = torch.tensor(values)
-    encoded = two_hot.encode(value)  # [N, 255]
+    encoded = two_hot.encode(value)  # [values, 255]
     assert (encoded >= 0).all()
     torch.testing.assert_close(encoded.sum(-1), torch.ones(len(values)))
     for row in encoded:
@@ -138,7 +138,7 @@ def test_sampled_frequencies_match_probabilities() -> None:
 
 
 def test_samples_are_independent_across_batch_and_categoricals() -> None:
-    samples = sample_one_hot(torch.full((20_000, 2, 2), 0.5))[..., 0]  # [N, K]
+    samples = sample_one_hot(torch.full((20_000, 2, 2), 0.5))[..., 0]  # [draws, K]
     pairs = torch.stack([samples[:, 0], samples[:, 1], samples[:, 0].roll(1)])
     correlation = np.corrcoef(pairs.numpy())
     assert np.abs(correlation - np.eye(3)).max() < 0.03

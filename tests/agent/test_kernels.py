@@ -31,7 +31,8 @@ from drama.agent.model.sequence import kernels, use_backend
 from drama.agent.model.sequence.base import State
 from drama.agent.model.sequence.mamba2 import Mamba2
 from drama.agent.settings import SequenceModelSettings
-from drama.agent.training.loop import Runtime, Trainer
+from drama.agent.training.loop import Trainer
+from drama.agent.training.runtime import Runtime
 from drama.errors import ConfigurationError
 from drama.pipeline import jobs
 from drama.pipeline.config import Preset

@@ -14,7 +14,7 @@ from drama.agent.behaviour.agent import Agent
 from drama.agent.replay.buffer import ReplayBuffer, Transition
 from drama.agent.replay.tensors import RingTensors
 from drama.agent.settings import Settings
-from drama.agent.training.graphs import CALLS_BEFORE, Recorded
+from drama.agent.training.graphs import CALLS_BEFORE, recorder
 from drama.agent.training.learner import Learner
 from drama.pipeline.config import Preset
 from drama.runs.metrics import BEHAVIOUR_METRICS, WORLD_MODEL_METRICS
@@ -176,16 +176,21 @@ def test_updates_and_decisions_ask_nothing_of_the_cpu(settings: Settings) -> Non
     assert decision.shape == (1, 2 + model.latent_shape[0])
 
 
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", True), ("cuda", False)])
+def test_what_is_not_recorded_stays_as_it_is(device: str, wanted: bool) -> None:
+    assert recorder(torch.device(device), wanted=wanted)(torch.sin) is torch.sin
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: PyTorch sees none")
 def test_recorded_updates_learn_what_others_learn(settings: Settings) -> None:
     """As many updates as it takes to be replayed a few times, with the same random numbers."""
     device = torch.device("cuda", 0)
     every = []
-    for records in (False, True):
+    for wanted in (False, True):
         learner = make_learner(settings, device, plain=False)
-        if records:
-            for name in ("update_world_model", "update_behaviour"):
-                setattr(learner, name, Recorded(getattr(learner, name), device, name))
+        record = recorder(device, wanted=wanted)
+        for name in ("update_world_model", "update_behaviour"):
+            setattr(learner, name, record(getattr(learner, name)))
         every.append(learn(learner, CALLS_BEFORE + 3))
     for expected, found in zip(*every, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)  # bfloat16

@@ -19,8 +19,10 @@ import torch
 from workspace import GAME, SEED, TOTAL_STEPS, AtStep, AtWrite, Moment, Workspace, make_workspace
 
 from drama.agent.behaviour.agent import Agent
-from drama.agent.training import loop
-from drama.agent.training.loop import Runtime, Trainer, TrainingFailed
+from drama.agent.training import resumable
+from drama.agent.training.loop import Trainer
+from drama.agent.training.resumable import TrainingFailed
+from drama.agent.training.runtime import Runtime
 from drama.pipeline.recipes import read_recipe
 from drama.runs.checkpoint import load_checkpoint, save_checkpoint
 from drama.runs.progress import Reporter, Status
@@ -362,7 +364,7 @@ def test_checkpoints_come_every_few_minutes_or_every_so_many_steps(
 ) -> None:
     run = read_recipe(workspace.root / workspace.recipe)
     for every, seconds, saves in ((None, 0.0, 6), (None, 1e9, 1), (3, 0.0, 2)):
-        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+        monkeypatch.setattr(resumable, "CHECKPOINT_SECONDS", seconds)
         runtime = replace(ON_CPU, checkpoint_every=every)
         trainer = Trainer(run.recipe, run.fingerprint, workspace.folder, runtime)
         saved: list[int] = []

@@ -22,8 +22,9 @@ from workspace import PRESET, SEED
 from drama.agent.env import make
 from drama.agent.replay.tensors import RingTensors
 from drama.agent.settings import Recipe
-from drama.agent.training import loop
-from drama.agent.training.loop import Runtime, Trainer
+from drama.agent.training import resumable
+from drama.agent.training.loop import Trainer
+from drama.agent.training.runtime import Runtime
 from drama.pipeline.config import Preset
 from drama.runs.columns import Columns
 from drama.runs.folder import REPLAY
@@ -224,7 +225,7 @@ def test_updates_are_given_windows_of_what_was_stored(run: Run) -> None:
     for step, rows in run.behaviour_rows.items():
         assert rows.shape == (CONTEXTS, CONTEXT_LENGTH)
         assert_consecutive(run, step, rows)
-    assert CONTEXTS / sampler.imagination_ratio == world_model.batch_size, (
+    assert CONTEXTS / sampler.distribution.imagination_ratio == world_model.batch_size, (
         "an update of the behaviour must count as much as one of the world model"
     )
 
@@ -279,7 +280,7 @@ def test_a_copy_of_the_ring_goes_on_after_a_stop(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU batches are read from a copy, which must hold what was stored before, too."""
-    monkeypatch.setattr(loop, "RingTensors", partial(RingTensors, copies=True))
+    monkeypatch.setattr(resumable, "RingTensors", partial(RingTensors, copies=True))
     trainer, reporter = make_trainer("over")
     with pytest.raises(Stopped):
         trainer.run(reporter, lambda: trainer.step == 90)

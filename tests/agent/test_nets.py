@@ -38,7 +38,7 @@ def kinds(module: nn.Sequential) -> list[str]:
 
 
 def test_pixels_by_hand() -> None:
-    frames = np.zeros((2, 3, 4, 5, 3), np.uint8)  # [B, L, H, W, 3]
+    frames = np.zeros((2, 3, 4, 5, 3), np.uint8)  # [B, L, height, width, 3]
     frames[1, 2, 3, 4, 1] = 255
     frames[0, 1, 0, 2, 2] = 51
     pixels = to_pixels(torch.from_numpy(frames))

@@ -15,12 +15,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from drama.agent.replay.buffer import ReplayBuffer, Transition
+from drama.agent.replay.distribution.dfs import imagination_log_weights, world_model_log_weights
 from drama.agent.replay.sampling import (
     Sampler,
     Windows,
     draw_without_replacement,
-    imagination_log_weights,
-    world_model_log_weights,
 )
 from drama.agent.settings import ReplaySettings
 

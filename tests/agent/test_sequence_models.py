@@ -21,7 +21,8 @@ from drama.agent.model.sequence.rwkv import ChannelMixing, TimeMixing, chunked_w
 from drama.agent.model.sequence.transformer import CONTEXT, MLP, Attention
 from drama.agent.model.world_model import WorldModel
 from drama.agent.settings import Recipe, SequenceModelSettings
-from drama.agent.training.loop import Runtime, train
+from drama.agent.training.loop import train
+from drama.agent.training.runtime import Runtime
 from drama.pipeline.config import Layer, Preset
 from drama.pipeline.config import load_preset as load
 from drama.runs.checkpoint import load_checkpoint

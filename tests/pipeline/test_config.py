@@ -24,8 +24,8 @@ from drama.pipeline.config import (
     load_preset,
     parse_assignment,
     parse_yaml,
+    preset_files,
     preset_layers,
-    preset_names,
     read_mapping,
     read_recipe_text,
     resolve,
@@ -62,7 +62,7 @@ def load_all(path: Path) -> list[Preset]:
 # --- presets -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", preset_names(PRESETS))
+@pytest.mark.parametrize("name", preset_files(PRESETS))
 def test_every_preset_loads_and_is_frozen(name: str) -> None:
     preset = load_preset(name, folder=PRESETS)
     with pytest.raises(ValidationError):
@@ -162,9 +162,13 @@ def test_a_preset_that_starts_from_nothing_is_refused(tmp_path: Path, base: str)
         preset_layers("mine", tmp_path)
 
 
-def test_without_presets_it_says_where_to_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="project's root"):
-        load_preset("xs", folder=tmp_path)
+def test_a_folders_own_presets_stand_beside_the_packages_and_before_them(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: quick\n")
+    mine = load_preset("mine", folder=tmp_path)
+    assert mine == load_preset("quick", folder=PRESETS)
+    (tmp_path / "quick.yaml").write_text("base: xs\n")
+    mine = load_preset("mine", folder=tmp_path)
+    assert mine == load_preset("xs", folder=PRESETS)
 
 
 # --- YAML ----------------------------------------------------------------------------------------
@@ -370,7 +374,7 @@ def test_a_number_stays_one_however_it_is_written(text: str) -> None:
 
 
 WRONG_EXPERIMENTS = [
-    ("Pong", "Pnog", ["games.Pnog", "unknown game", "Did you mean 'Pong'", "UpNDown", "Catch8"]),
+    ("Pong", "Pnog", ["games.Pnog", "unknown game. Did you mean 'Pong'? `drama games` lists"]),
     ("Pong", "pong", ["games.pong", "Did you mean 'Pong'"]),
     ("Pong", "Spaceinvaders", ["games.Spaceinvaders", "Did you mean 'SpaceInvaders'"]),
     ("Pong", "ALE/Pong-v5", ["games.ALE/Pong-v5", "unknown game"]),

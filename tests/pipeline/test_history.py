@@ -117,7 +117,8 @@ def made(recorded: Recorded, tmp_path: Path) -> tuple[Path, Path, Recorded]:
 
 def write_run(folder: Path, recipe: Recorded) -> None:
     fingerprint = sha256_text(canonical_json(recipe))
-    record = {"recipe": recipe, "fingerprint": fingerprint, "git_commit": "abc", "steps": 600}
+    commit = f"{'0123456789' * 4}-dirty"
+    record = {"recipe": recipe, "fingerprint": fingerprint, "git_commit": commit, "steps": 600}
     write_json(folder / f"run-{fingerprint[:16]}.json", record)
 
 
@@ -126,7 +127,7 @@ def test_a_run_that_differs_in_code_only_stands_in(made: tuple[Path, Path, Recor
     found = earlier_run(folder, planned)
     assert found is not None
     assert found.fingerprint == sha256_text(canonical_json(recipe))
-    assert (found.commit, found.steps) == ("abc", 600)
+    assert (found.commit, found.steps) == ("012345678901-dirty", 600)
     assert found.record.parent == folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import shutil
@@ -16,14 +15,10 @@ from workspace import EXPERIMENT, GAME, SEED, Workspace, make_workspace
 from drama.errors import ConfigurationError
 from drama.files import canonical_json
 from drama.pipeline.config import Preset, load_preset, parse_assignment
+from drama.pipeline.fingerprints import Choices, run_code, runtime
+from drama.pipeline.plans import Plan
 from drama.pipeline.recipes import (
-    EVALUATION_CODE,
-    REPORT_CODE,
-    RUN_CODE,
-    Plan,
-    code_hash,
     is_complete_protocol,
-    lock_hash,
     plan,
     read_evaluation_recipe,
     read_recipe,
@@ -80,8 +75,8 @@ def test_a_recipe_says_everything_and_is_canonical(workspace: Workspace) -> None
     assert text == canonical_json(data)
     assert data["settings"] == load_preset("tiny").settings().model_dump(mode="json", by_alias=True)
     assert (data["game"], data["seed"], data["preset"]) == (GAME, SEED, "tiny")
-    assert data["code"] == code_hash(RUN_CODE)
-    assert data["runtime"] == lock_hash(workspace.root / "containers/run.lock")
+    assert data["code"] == run_code(Choices("atari", "mamba2", "dfs"))
+    assert data["runtime"] == runtime()
     read = read_recipe(run.recipe)
     assert (read.fingerprint, read.folder, read.record) == (run.fingerprint, run.folder, run.record)
     evaluation = read_evaluation_recipe(read)
@@ -190,16 +185,16 @@ def test_one_wrong_game_of_several_stops_the_others(workspace: Workspace) -> Non
     assert workspace.tree() == before
 
 
-def test_outside_the_projects_root_it_says_so(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(workspace.root / "config")
-    with pytest.raises(ConfigurationError, match="project's root"):
-        plan(workspace.root / CONFIG)
-    monkeypatch.chdir(workspace.root)
-    (workspace.root / "containers/run.lock").unlink()
-    with pytest.raises(ConfigurationError, match="project's root"):
-        planned()
+def test_the_packages_pins_stand_in_for_the_folders(workspace: Workspace) -> None:
+    lock = workspace.root / "containers/run.lock"
+    lock.write_text("torch==0.0.1\n")
+    (other,) = planned().runs
+    assert read_recipe(other.recipe).fingerprint == other.fingerprint
+    lock.unlink()
+    with pytest.raises(ConfigurationError, match="other library versions"):
+        read_recipe(other.recipe)
+    (run,) = planned().runs
+    assert read_recipe(run.recipe).recipe.runtime == runtime()
 
 
 def test_all_130_runs_are_planned_at_once(workspace: Workspace) -> None:
@@ -366,133 +361,3 @@ def test_an_evaluations_recipe_that_cannot_be_used_is_refused(
     path.unlink()
     with pytest.raises(ConfigurationError, match=r"seed9\.evaluation\.json"):
         read_evaluation_recipe(read_recipe(run.recipe))
-
-
-# --- hashes of code ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(ROOT / "drama", tmp_path / "drama"))
-
-
-@pytest.mark.parametrize("part", RUN_CODE)
-def test_code_that_defines_a_run_counts(package: Path, part: str) -> None:
-    before = code_hash(RUN_CODE, package)
-    path = package / part if part.endswith(".py") else next((package / part).glob("[a-z]*.py"))
-    path.write_text(path.read_text() + "\nAN_ADDITION = 1\n")
-    assert code_hash(RUN_CODE, package) != before
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["cli.py", "jobs.py", "recipes.py", "files.py", "evaluation.py", "report/page.py", "runs.py"],
-)
-def test_code_that_defines_no_run_does_not_count(package: Path, path: str) -> None:
-    before = code_hash(RUN_CODE, package)
-    (package / path).write_text("AN_ADDITION = 1\n")
-    assert code_hash(RUN_CODE, package) == before
-    counted = {"evaluation.py": EVALUATION_CODE, "report/page.py": REPORT_CODE}
-    if path in counted:
-        assert code_hash(counted[path], package) != code_hash(counted[path])
-
-
-def test_every_part_of_the_code_is_there() -> None:
-    for part in (*RUN_CODE, *EVALUATION_CODE, *REPORT_CODE):
-        assert (ROOT / "drama" / part).exists(), part
-        assert code_hash([part]) != code_hash([])
-
-
-def test_comments_docstrings_and_layout_do_not_count(package: Path) -> None:
-    before = code_hash(RUN_CODE, package)
-    reworded = 0
-    for path in sorted(package.rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
-            match node:
-                case ast.Expr(value=ast.Constant(value=str()) as text):
-                    text.value = "Other words."
-                    reworded += 1
-        # Unparsed, comments and every choice of layout and quotes are gone.
-        path.write_text(f"# A remark.\n{ast.unparse(tree)}\n\n# The end.\n")
-    assert reworded > 200
-    assert code_hash(RUN_CODE, package) == before
-
-
-MODULE = '''\
-"""Words."""
-
-LIMIT = 3
-"""Words about it."""
-
-
-class Thing:
-    """Words."""
-
-    def run(self, x: int = 1, *rest: int) -> float:
-        """Words."""
-        return x * 0.5 if x > LIMIT else -x
-'''
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("LIMIT = 3", "LIMIT = 4"),
-        ("LIMIT = 3", "LIMIT = 3.0"),
-        ("LIMIT = 3", "LIMIT = '3'"),
-        ("x > LIMIT", "x >= LIMIT"),
-        ("-x", "x"),
-        ("x: int = 1", "x: int = 2"),
-        ("x: int = 1, *rest", "x: int = 1, *, rest"),
-        ("class Thing:", "class Thing(Exception):"),
-        ("    def run", "    @staticmethod\n    def run"),
-        ("return x", "yield x"),
-    ],
-)
-def test_what_code_means_counts(tmp_path: Path, old: str, new: str) -> None:
-    assert old in MODULE
-    (tmp_path / "part.py").write_text(MODULE)
-    before = code_hash(["part.py"], tmp_path)
-    (tmp_path / "part.py").write_text(MODULE.replace(old, new, 1))
-    assert code_hash(["part.py"], tmp_path) != before
-
-
-def test_words_and_layout_of_a_module_do_not_count(tmp_path: Path) -> None:
-    (tmp_path / "part.py").write_text(MODULE)
-    before = code_hash(["part.py"], tmp_path)
-    for old, new in (("Words", "More words"), ("x * 0.5", "(x * 5e-1)"), ("\n\n", "\n\n\n# Hm\n")):
-        (tmp_path / "part.py").write_text(MODULE.replace(old, new))
-        assert code_hash(["part.py"], tmp_path) == before
-
-
-def test_names_of_files_and_other_files_count_but_caches_do_not(tmp_path: Path) -> None:
-    folder = tmp_path / "part"
-    folder.mkdir()
-    (folder / "a.py").write_text(MODULE)
-    (folder / "table.csv").write_text("1,2\n")
-    before = code_hash(["part"], tmp_path)
-    (folder / "__pycache__").mkdir()
-    (folder / "__pycache__" / "a.pyc").write_bytes(b"1")
-    (folder / ".a.py.swp").write_bytes(b"1")
-    assert code_hash(["part"], tmp_path) == before
-    (folder / "table.csv").write_text("1,3\n")
-    changed = code_hash(["part"], tmp_path)
-    assert changed != before
-    (folder / "a.py").rename(folder / "b.py")
-    assert code_hash(["part"], tmp_path) not in (before, changed)
-
-
-def test_a_lock_files_pins_count_and_its_comments_do_not(tmp_path: Path) -> None:
-    path = tmp_path / "run.lock"
-    path.write_text("# made by x\ntorch==2.13.0  # via drama\n\nnumpy==2.4.0\n")
-    before = lock_hash(path)
-    path.write_text("numpy==2.4.0\ntorch==2.13.0\n# other\n")
-    assert lock_hash(path) == before
-    path.write_text(
-        "numpy==2.4.0 \\\n    --hash=sha256:01 \\\n    --hash=sha256:23\n"
-        "torch==2.13.0 --hash=sha256:45\n"
-    )
-    assert lock_hash(path) == before
-    path.write_text("numpy==2.4.1\ntorch==2.13.0\n")
-    assert lock_hash(path) != before

@@ -16,8 +16,9 @@ import pytest
 from report_files import write_evaluation
 
 from drama.errors import ConfigurationError
-from drama.files import canonical_json, sha256_file, sha256_text, write_json
+from drama.files import canonical_json, sha256_file, sha256_text, write_json, write_text
 from drama.pipeline.artifacts.status import planned_results, read_statuses, remarks
+from drama.pipeline.plans import PlannedRun, plan_text
 from drama.runs.folder import locked
 
 RUN, EVALUATION = "a" * 64, "b" * 64
@@ -32,14 +33,8 @@ def results(tmp_path: Path) -> Path:
 
 
 def plan(results: Path, runs: list[tuple[str, int]]) -> None:
-    planned = [
-        {
-            "game": game, "seed": seed, "run": RUN, "evaluation": EVALUATION,
-            "folder": f"runs/{game}/seed{seed}",
-        }
-        for game, seed in runs
-    ]  # fmt: skip
-    write_json(results / "recipes/report.json", {"format": 1, "runs": planned})
+    planned = [PlannedRun(results, game, seed, RUN, EVALUATION) for game, seed in runs]
+    write_text(results / "recipes/report.json", plan_text("xs", False, planned, "0"))
 
 
 def folder(results: Path) -> Path:
@@ -71,7 +66,7 @@ def shown(results: Path, *arguments: str) -> list[str]:
     """What the command prints, without the folder above the table."""
     done = subprocess.run(
         [sys.executable, "-c", "from drama.cli import main; main()", "status", *arguments],
-        cwd=results.parents[2],
+        cwd=results.parents[1],
         env=os.environ | {"COLUMNS": "80"},
         capture_output=True,
         text=True,

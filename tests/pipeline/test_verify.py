@@ -113,11 +113,11 @@ def test_a_score_made_elsewhere_need_not_come_out_exactly(copy: Workspace) -> No
     assert "another device" in verdict.text
 
 
-@pytest.mark.parametrize("code", ["RUN_CODE", "EVALUATION_CODE"])
+@pytest.mark.parametrize("code", ["run_code", "evaluation_code"])
 def test_todays_code_plays_a_score_of_other_code(
     copy: Workspace, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    monkeypatch.setattr(module, code, ("errors.py",))
+    monkeypatch.setattr(module, code, lambda *_: "0" * 64)
     commit = json.loads(record(copy).read_text(encoding="utf-8"))["git_commit"][:12]
     said = f"with today's code; the run was made at commit {commit}"
     verdict = verify(record(copy), CPU)
@@ -135,7 +135,7 @@ def test_a_whole_run_of_earlier_code_is_scored_in_its_place_by_todays(
     """As after a change of the code: the run's own recipe or, after `drama plan`, a later one."""
     monkeypatch.chdir(copy.root)
     before = read_record(record(copy)).fingerprint
-    monkeypatch.setattr(jobs, "code_hash", lambda parts: "later")
+    monkeypatch.setattr(jobs, "run_code", lambda choices: "later")
     recipe = Path(f"results/tiny/recipes/{GAME}/seed{SEED}.json")
     later = json.loads(recipe.read_text(encoding="utf-8")) | {"code": "later"}
     for text in (recipe.read_text(encoding="utf-8"), canonical_json(later)):

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_files import write_results
 
+from drama.pipeline.plans import read_plan
 from drama.report.figures import count, draw, mean_curve, smooth, spread, thin, typeset
 from drama.report.scores import (
     GameScore,
     ReportError,
     aggregate,
     load_baselines,
-    read_plan,
     read_scores,
 )
 
@@ -33,7 +33,7 @@ floats = st.floats(-1e6, 1e6)
 
 def scores(folder: Path, returns: dict[str, list[list[float]]] = RETURNS) -> list[GameScore]:
     results = write_results(folder, returns)
-    return list(read_scores(results, read_plan(results), BASELINES))
+    return list(read_scores(read_plan(results), BASELINES))
 
 
 def figures(games: list[GameScore], label: str | None = LABEL) -> dict[str, str]:

@@ -123,7 +123,7 @@ def test_csv_and_parquet_hold_the_same_runs(quick: Report) -> None:
 
 
 def test_a_written_report_is_read_back(quick: Report, tmp_path: Path) -> None:
-    games, seeds, means = zip(*read_returns(quick.path.parents[2]), strict=True)
+    games, seeds, means = zip(*read_returns(quick.path.parents[1]), strict=True)
     assert (games, seeds) == (("Pong", "Pong", "Boxing", "Boxing"), (0, 1, 0, 1))
     assert means == pytest.approx((-19.0, -20.7, 3.0, 0.1))
     with pytest.raises(ConfigurationError, match=r"nowhere: not found"):
@@ -440,7 +440,7 @@ def test_a_report_of_planned_runs_marks_none(quick: Report) -> None:
 
 def test_a_report_of_earlier_code_has_no_stamp_of_the_plans(earlier: Report) -> None:
     """Or Snakemake would take the plan's report for made."""
-    plan = (earlier.path.parents[2] / "recipes/report.json").read_bytes()
+    plan = (earlier.path.parents[1] / "recipes/report.json").read_bytes()
     name = f"report-{hashlib.sha256(plan).hexdigest()[:16]}"
     assert [path.name for path in earlier.path.parent.glob("report-*.json")] == [
         f"{name}-earlier.json"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import drama
 from drama.files import sha256_file
 from drama.runs.folder import (
     RunBusy,
@@ -308,6 +309,9 @@ def test_only_changed_code_makes_a_commit_dirty(root: Path, tmp_path: Path) -> N
 
     assert commit() == "None"
     git("init", "--quiet")
+    git("add", "recipe.json")
+    git("commit", "--quiet", "--message=A repository of somebody else")
+    assert commit() == "None"
     git("add", ".")
     git("commit", "--quiet", "--message=All of it")
     for folder in ("drama", "drama/agent/env"):  # and no .gitignore names them
@@ -317,3 +321,17 @@ def test_only_changed_code_makes_a_commit_dirty(root: Path, tmp_path: Path) -> N
     assert commit() == git("rev-parse", "HEAD")
     (tmp_path / "drama/new.py").write_text("")
     assert commit() == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_a_copy_in_somebody_elses_repository_has_no_commit(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "theirs" / "drama"
+    code.mkdir(parents=True)
+    shutil.copy(root / "drama/__init__.py", code)
+    for arguments in (["init", "--quiet"], ["add", "."],
+                      ["-c", "user.name=Test", "-c", "user.email=test@example.org",
+                       "commit", "--quiet", "--message=All of it"]):  # fmt: skip
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    monkeypatch.setattr(drama, "__file__", str(code / "__init__.py"))
+    assert git_commit() is None

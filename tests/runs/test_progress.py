@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
-import threading
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from drama.agent.training import progress
+from drama.runs import progress
 from drama.runs.progress import Reporter, Status
 
 FINGERPRINT = "f" * 64
+MEANS = {"loss/reconstruction": 12.34, "loss/reward": 0.1234, "loss/dynamics": 1.234,
+         "entropy": 0.1234, "loss/critic": 9.9}  # fmt: skip
 
 
 def read(path: Path) -> dict[str, object]:
@@ -30,8 +36,8 @@ def status() -> Status:
 
 def steps(path: Path, status: Status, fail: Callable[[], None] = lambda: None) -> None:
     with Reporter("Pong seed 3", status, path) as reporter:
-        status.last_return = -21.0
-        reporter.losses = "reconstruction 12.3"
+        reporter.finish_episode(-21.0)
+        reporter.show(MEANS)
         for step in range(21, 101):
             reporter.tick(step)
         fail()
@@ -75,37 +81,79 @@ def test_off_a_terminal_there_is_a_line_now_and_then(
     assert len(lines) > 40
     assert re.fullmatch(
         r"Pong seed 3: step 60 of 100 · [\d.]+ steps/s · \d+ min left · return -21 · "
-        r"reconstruction 12\.3",
+        r"reconstruction 12\.3 · reward 0\.123 · dynamics 1\.23 · entropy 0\.12",
         lines[40],
     )
 
 
-def test_on_a_terminal_there_is_a_bar(
-    tmp_path: Path, status: Status, monkeypatch: pytest.MonkeyPatch
-) -> None:
+RUN = """
+import sys
+from pathlib import Path
+from drama.runs.progress import Reporter, Status
+
+status = Status("f" * 64, "running", 20, 100_000)
+with Reporter(sys.argv[1], status, Path(sys.argv[2])) as reporter:
+    reporter.show({**%r, **eval(sys.argv[3], {"nan": float("nan")})})
+    for step in range(20, 100_001, 4999):
+        reporter.tick(step)
+        status.last_return = -21.0
+    reporter._bar.refresh()
+"""
+
+
+def on_a_terminal(columns: int, path: Path, title: str, means: dict[str, float]) -> list[str]:
+    """Run to the end on a terminal of so many columns; returns what the line said, over time."""
     master, slave = pty.openpty()
-    shown: list[bytes] = []
-
-    def watch() -> None:
-        try:
-            while piece := os.read(master, 65536):
-                shown.append(piece)
-        except OSError:
-            pass  # the other end is closed
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv("TERM", "xterm")
-    with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
-        patch.setattr("sys.stderr", terminal)
-        steps(tmp_path / "status.json", status)
-    watcher.join()
+    termios.tcsetwinsize(slave, (24, columns))
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN % MEANS, title, str(path), repr(means)],
+        env=environment | {"TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave,
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while piece := os.read(master, 65536):
+            shown += piece
     os.close(master)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(shown).decode())
-    assert "Pong seed 3" in text and "100/100" in text
-    assert "steps/s" in text and "return -21" in text and "reconstruction 12.3" in text
-    assert "from step" not in text
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert process.wait() == 0, text
+    return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+
+
+BAR = r"━+╸?╺?━*"
+
+
+@pytest.mark.parametrize(
+    ("columns", "title", "behind"),
+    [
+        (80, "RoadRunner seed 0", " return -21"),
+        (80, "MontezumaRevenge seed 0", ""),
+        (100, "Pong seed 3", " return -21 · reconstruction 12.3"),
+        (160, "Pong seed 3", " return -21 · reconstruction 12.3 · reward 0.123 · dynamics 1.23 · "
+                             "entropy 0.12"),
+    ],
+)  # fmt: skip
+def test_on_a_terminal_a_bar_comes_first_and_losses_where_there_is_room(
+    tmp_path: Path, columns: int, title: str, behind: str
+) -> None:
+    lines = on_a_terminal(columns, tmp_path / "status.json", title, {})
+    assert max(map(len, lines)) <= columns
+    pace = r"[\d.]+ steps/s (\d+|-):[\d-]{2}:[\d-]{2}"
+    assert re.fullmatch(f"{title} {BAR} 100000/100000 {pace}{behind}", lines[-1]), lines[-1]
+
+
+def test_a_loss_without_an_update_is_not_shown(
+    tmp_path: Path, status: Status, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = dict.fromkeys(MEANS, math.nan)
+    lines = on_a_terminal(160, tmp_path / "status.json", "Pong seed 3", nothing)
+    assert not any("nan" in line or "entropy" in line for line in lines)
+    with Reporter("Pong seed 3", status, tmp_path / "status.json") as reporter:
+        reporter.show(nothing)
+        assert reporter._line().endswith(" left unknown")
+        reporter.show({**MEANS, "entropy": math.nan})
+        assert reporter._line().endswith(" · dynamics 1.23")
 
 
 def test_time_adds_up_over_sittings_and_a_run_remembers_its_last_return(tmp_path: Path) -> None:

@@ -25,5 +25,5 @@ rule evaluate:
         "Evaluating {wildcards.game}, seed {wildcards.seed}; log: {log}"
     # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
-        "exec drama evaluate {params.recipe} --device {PLAN.device} --backend {PLAN.backend}"
+        "exec drama evaluate {params.recipe} --device {EXPERIMENT.device} --backend {EXPERIMENT.backend}"
         " --threads {threads} >> {log} 2>&1"

@@ -9,30 +9,20 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
+from drama.errors import ConfigurationError
 from drama.pipeline import gpus
 from drama.pipeline.artifacts.image import require_image, variant_for
-from drama.errors import ConfigurationError
+from drama.pipeline.config import load_experiment
 from drama.pipeline.recipes import plan
 
-
-def listed(value):
-    """Split what `--config games=Pong,Krull` or `seeds=0,1` gave into a list of names or numbers."""
-    items = value if isinstance(value, list) else str(value).split(",")
-    words = [str(item).strip() for item in items]
-    return [int(word) if word.isdecimal() else word for word in words]
-
-
-OVERRIDES = {
-    key: listed(value) if key in ("games", "seeds") else value
-    for key, value in config.items()
-    if key != "experiment"
-}
+OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
 
 CONTAINED = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
 try:
-    PLAN = plan(Path(config.get("experiment", "config/config.yaml")), OVERRIDES)
-    IMAGE = str(require_image(variant_for(PLAN.device))) if CONTAINED else None
+    FILE = Path(config.get("experiment", "config/config.yaml"))
+    EXPERIMENT, PLAN = load_experiment(FILE, OVERRIDES), plan(FILE, OVERRIDES)
+    IMAGE = str(require_image(variant_for(EXPERIMENT.device))) if CONTAINED else None
 except ConfigurationError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
@@ -44,11 +34,11 @@ container: IMAGE
 RUN = f"{PLAN.results}/runs/{{game}}/seed{{seed}}"
 LOG = f"{PLAN.results}/logs/{{game}}/seed{{seed}}"
 # GPUs here; a job takes one when there is one. A cluster's profile says for itself what jobs take.
-GPUS = gpus.count() if PLAN.device != "cpu" else 0
+GPUS = gpus.count() if EXPERIMENT.device != "cpu" else 0
 GPU = min(GPUS, 1)
 HERE = workflow.is_main_process and workflow.resource_settings.nodes is None
 if GPU and HERE and "gpu" not in workflow.global_resources:
-    workflow.register_resource("gpu", GPUS * PLAN.runs_per_gpu)
+    workflow.register_resource("gpu", GPUS * EXPERIMENT.runs_per_gpu)
 RUNS = {(run.game, str(run.seed)): run for run in PLAN.runs}
 
 

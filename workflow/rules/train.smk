@@ -33,5 +33,5 @@ rule train:
         "Training {wildcards.game}, seed {wildcards.seed}; progress: {log}"
     # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
-        "exec drama train {input.recipe} --device {PLAN.device} --backend {PLAN.backend}"
+        "exec drama train {input.recipe} --device {EXPERIMENT.device} --backend {EXPERIMENT.backend}"
         " --threads {threads} >> {log} 2>&1"

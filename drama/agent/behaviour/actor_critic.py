@@ -13,6 +13,7 @@ from drama.agent.behaviour.returns import ReturnScale, lambda_return
 from drama.agent.model.distributions import TwoHot, sample_one_hot
 from drama.agent.model.nets import multilayer_perceptron
 from drama.agent.settings import BehaviourSettings
+from drama.agent.shapes import check_shapes
 
 ACTOR_LAST_GAIN = 0.001
 HIDDEN_GAIN = 2**0.5
@@ -51,7 +52,7 @@ class InputNormaliser(nn.Module):
     @torch.no_grad()
     def update(self, inputs: Tensor) -> None:
         """Take in a batch of inputs [..., width]."""
-        flat = inputs.detach().float().flatten(0, -2)  # [N, width]
+        flat = inputs.detach().float().flatten(0, -2)  # [inputs, width]
         added = flat.shape[0]
         total = self.count + added
         mean = flat.mean(0)
@@ -131,7 +132,7 @@ class Behaviour(nn.Module):
         self, width: int, actions: int, bins: int, bin_limit: float, settings: BehaviourSettings
     ) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.width = settings, width
         self.actor = Actor(width, actions, settings)
         self.critic = multilayer_perceptron(width, settings.critic_hidden, settings.layers, bins)
         initialise_orthogonal(self.critic, last_gain=0.0)  # every state starts with value 0
@@ -142,11 +143,21 @@ class Behaviour(nn.Module):
     def loss(self, trajectories: Trajectories) -> BehaviourLosses:
         """Compute the losses of actor and critic; updates the running statistics first.
 
-        Actor: REINFORCE on the advantage (G - V) / max(1, S) with an entropy bonus. Critic:
+        Actor: REINFORCE on the advantage (G - V) / max(1, scale) with an entropy bonus. Critic:
         two-hot cross-entropy to the lambda-return G, and to the slow critic's as a regulariser.
         Steps after an imagined termination stay in the losses, as published.
+
+        Raises:
+            ValueError: for trajectories of other shapes than `Trajectories` says.
         """
         states = trajectories.states  # [B, H + 1, Z + D]
+        check_shapes(
+            {"width": self.width},
+            states=(states, "B H+1 width"),
+            actions=(trajectories.actions, "B H"),
+            rewards=(trajectories.rewards, "B H"),
+            terminations=(trajectories.terminations, "B H"),
+        )
         acted_on = states[:, :-1]  # [B, H, Z + D]
         self.actor.normaliser.update(acted_on)
         value_logits = self.critic(states)  # [B, H + 1, bins]

@@ -15,6 +15,7 @@ from drama.agent.behaviour.imagination import join_state
 from drama.agent.model.distributions import sample_one_hot
 from drama.agent.model.world_model import WorldModel
 from drama.agent.settings import Settings
+from drama.agent.shapes import check_shapes
 
 Decide = Callable[..., Tensor]
 """What `Agent.decide` does."""
@@ -27,7 +28,7 @@ class ActingWindow:
 
     Args:
         environments: E, episodes side by side.
-        length: W, steps remembered of each.
+        length: L, steps remembered of each.
         categoricals: K.
     """
 
@@ -115,7 +116,7 @@ class Agent(nn.Module):
         Args:
             window: holds at least the environments `rows`.
             rows: the environments to act in, int64 [E].
-            frames: current frames, uint8 [E, H, W, 3].
+            frames: current frames, uint8 [E, S, S, 3].
             random_actions: int64 [E]; negative where the policy decides.
             noise: Exponential(1) draws [E, 2, K, C] for prior and posterior samples; by default
                 from torch's global generator.
@@ -126,7 +127,18 @@ class Agent(nn.Module):
 
         Returns:
             Actions, int64 [E].
+
+        Raises:
+            ValueError: for shapes other than these.
         """
+        check_shapes(
+            self.world_model.sizes,
+            rows=(rows, "E"),
+            frames=(frames, "E S S 3"),
+            random_actions=(random_actions, "E"),
+            noise=(noise, "E 2 K C"),
+            action_noise=(action_noise, "E A"),
+        )
         assert not self.world_model.training, "acting uses running statistics: call eval() first"
         undecided = random_actions < 0
         lengths = window.lengths[rows]
@@ -169,9 +181,9 @@ class Agent(nn.Module):
         Windows that are not full are padded behind their end, which a causal model does not see.
 
         Args:
-            frames: uint8 [E, H, W, 3].
-            latents: class indices of the window's steps, int64 [E, W, K].
-            actions: int64 [E, W].
+            frames: uint8 [E, S, S, 3].
+            latents: class indices of the window's steps, int64 [E, L, K].
+            actions: int64 [E, L].
             lengths: steps in each window, at least 1, int64 [E].
             noise: Exponential(1) [E, 2, K, C].
             action_noise: Exponential(1) [E, A], or None for torch's global generator.
@@ -180,11 +192,23 @@ class Agent(nn.Module):
         Returns:
             int64 [E, 2 + K]: the most probable action, a sampled one, and the class indices of a
             sample of the frame's posterior.
+
+        Raises:
+            ValueError: for shapes other than these.
         """
+        check_shapes(
+            self.world_model.sizes,
+            frames=(frames, "E S S 3"),
+            latents=(latents, "E L K"),
+            actions=(actions, "E L"),
+            lengths=(lengths, "E"),
+            noise=(noise, "E 2 K C"),
+            action_noise=(action_noise, "E A"),
+        )
         model, actor = self.world_model, self.behaviour.actor
         encoded = sample_one_hot(model.posterior(frames), noise[:, 1])  # [E, K, C]
-        past = F.one_hot(latents, model.latent_shape[1]).float()  # [E, W, K, C]
-        d, _ = model.sequence(model.inputs(past, actions))  # [E, W, D]
+        past = F.one_hot(latents, model.latent_shape[1]).float()  # [E, L, K, C]
+        d, _ = model.sequence(model.inputs(past, actions))  # [E, L, D]
         last = (lengths - 1)[:, None, None].expand(-1, -1, d.shape[-1])
         d = d.gather(1, last).squeeze(1)  # [E, D]
         predicted = sample_one_hot(model.prior(d), noise[:, 0])

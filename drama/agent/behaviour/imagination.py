@@ -55,12 +55,15 @@ def imagine(
     Args:
         world_model: in evaluation mode (running statistics, no dropout).
         policy: draws actions.
-        frames: contexts, uint8 [B, L, H, W, 3].
+        frames: contexts, uint8 [B, L, S, S, 3].
         actions: contexts, int64 [B, L].
         horizon: H, imagined steps.
         places: as for `WorldModel.observe`.
         as_published: read reward and termination from the state before the imagined action, as
             the authors' published code does.
+
+    Raises:
+        ValueError: for contexts, or actions of the policy, of other shapes than these.
     """
     assert not world_model.training, "imagination uses running statistics: call eval() first"
     latents, d, memory = world_model.observe(frames, actions, places)

@@ -82,8 +82,8 @@ def mixed_probabilities(logits: Tensor, uniform_mix: float) -> Tensor:
 def sample_one_hot(probabilities: Tensor, noise: Tensor | None = None) -> Tensor:
     """Draw a one-hot sample over the last axis.
 
-    The class with the smallest waiting time wins: with independent waiting times E_c / p_c,
-    E_c ~ Exponential(1), class c comes first with probability p_c.
+    The class with the smallest waiting time wins: with independent waiting times t_c / p_c,
+    t_c ~ Exponential(1), class c comes first with probability p_c.
 
     Args:
         probabilities: [..., C].

@@ -84,7 +84,7 @@ class ConvolutionStack(nn.Sequential):
         self.frames_at_once = max(1, PART_VALUES // largest)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers to x [N, channels, H, W]."""
+        """Apply the layers to x [F, channels, height, width]."""
         pays = len(x) > PARTS_THAT_PAY * self.frames_at_once
         if not self.in_parts or x.device.type != "cpu":
             return super().forward(x)
@@ -125,14 +125,14 @@ class Enlarge(nn.ConvTranspose2d):
         self.as_product = False
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Enlarge x [N, before, H, W] to [N, after, stride H, stride W]."""
+        """Enlarge x [F, before, height, width] to [F, after, stride height, stride width]."""
         if not self.as_product or self.padding != (0, 0) or x.device.type != "cpu":
             return super().forward(x, output_size)
         assert self.bias is not None
         side = self.stride[0]
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [side side after, before]
         bias = self.bias.repeat(side * side)
-        patches = F.linear(x.permute(0, 2, 3, 1), weight, bias)  # [N, H, W, side side after]
+        patches = F.linear(x.permute(0, 2, 3, 1), weight, bias)  # [F, height, width, ...]
         rows = patches.unflatten(-1, (side, side * self.out_channels)).transpose(2, 3)
         height, width = x.shape[2] * side, x.shape[3] * side
         picture = rows.reshape(len(x), height, width, self.out_channels)
@@ -177,10 +177,10 @@ class Encoder(nn.Module):
         """Encode frames.
 
         Args:
-            frames: [N, 3, H, W], float in [0, 1].
+            frames: [F, 3, S, S], float in [0, 1].
 
         Returns:
-            Logits [N, K, C].
+            Logits [F, K, C].
         """
         return self._logits(self.backbone(frames))
 
@@ -228,7 +228,7 @@ class Decoder(nn.Module):
         self.backbone = ConvolutionStack(layers, largest_activation(image_size, channels, strides))
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decode latents [N, Z] into frames [N, 3, H, W] in (0, 1)."""
+        """Decode latents [F, Z] into frames [F, 3, S, S] in (0, 1)."""
         features = self.features(latents).unflatten(-1, self.feature_shape)
         return self.backbone(features).sigmoid()
 
@@ -274,6 +274,6 @@ def multilayer_perceptron(inputs: int, hidden: int, layers: int, outputs: int) -
 
 
 def to_pixels(frames: Tensor) -> Tensor:
-    """Turn stored frames [..., H, W, 3] uint8 into [N, 3, H, W] float in [0, 1]."""
+    """Turn stored frames, uint8 [..., S, S, 3], into [F, 3, S, S], float in [0, 1]."""
     flat = frames.flatten(0, -4) if frames.ndim > 4 else frames
     return flat.permute(0, 3, 1, 2).to(torch.float32).div_(255)

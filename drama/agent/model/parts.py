@@ -29,7 +29,7 @@ PARTS_THAT_PAY = 4
 
 Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
 Parts: TypeAlias = list[Tensor]
-"""A batch cut into parts, each [N', channels, H, W] in channels-last memory."""
+"""A batch cut into parts, each [F, channels, height, width] in channels-last memory."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def train_in_parts(layers: Sequence[nn.Module], x: Tensor, frames: int) -> Tenso
 
     Args:
         layers: as for `stages`, in training mode; running statistics are updated.
-        x: [N, channels, H, W] on a CPU.
+        x: [F, channels, height, width] on a CPU.
         frames: in a part.
     """
     order = stages(layers)
@@ -191,7 +191,7 @@ class _Convolution:
 class _NormGradient:
     """Gradient of a batch norm in training mode, once the sums over its whole batch are known.
 
-    With g at its output, x^ its normalised input and M values a channel (Ioffe & Szegedy 2015,
+    With g at its output, x^ its normalised input and means over each channel (Ioffe & Szegedy 2015,
     section 3): dx = weight / deviation * (g - mean(g) - x^ mean(g x^)), which is a g + b x + c.
 
     Args:
@@ -258,17 +258,18 @@ def _moments(parts: Parts) -> Moments:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Sum x [N, channels, H, W] over all but channels: float64 [channels]."""
+    """Sum x [F, channels, height, width] over all but channels: float64 [channels]."""
     return x.sum((0, 2, 3), dtype=_at_least_float32(x)).double()
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Sum the product of x and y, [N, channels, H, W], over all but channels: float64 [channels].
+    """Sum the product of x and y over all but channels: float64 [channels].
 
-    Through matrix products of all channels with all: far more multiplications than needed, and
-    still faster than a product of that size that is written out and summed.
+    Both are [F, channels, height, width]. Through matrix products of all channels with all: far
+    more multiplications than needed, and still faster than a product of that size that is written
+    out and summed.
     """
-    x, y = (  # [N, H W, channels]
+    x, y = (  # [F, height width, channels]
         t.to(_at_least_float32(t)).permute(0, 2, 3, 1).flatten(1, 2) for t in (x, y)
     )
     return torch.bmm(x.transpose(1, 2), y).diagonal(dim1=1, dim2=2).sum(0).double()

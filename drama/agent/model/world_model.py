@@ -23,6 +23,7 @@ from drama.agent.model.distributions import (
 from drama.agent.model.nets import RGB, ConvolutionStack, Decoder, Encoder, Enlarge, Head, to_pixels
 from drama.agent.model.sequence import SequenceModel, State, build
 from drama.agent.settings import Settings
+from drama.agent.shapes import check_shapes
 
 VARIANCE_FLOOR = 1e-8
 """Far below the rounding of an 8-bit pixel, 1e-6: keeps the logarithm finite."""
@@ -46,6 +47,9 @@ class WorldModel(nn.Module):
     Args:
         settings: sections `environment`, `world_model` and `sequence_model` are used.
         actions: A, the number of actions.
+
+    Attributes:
+        sizes: what settings and game fix of the letters in shapes, for `check_shapes`.
     """
 
     def __init__(self, settings: Settings, actions: int) -> None:
@@ -59,6 +63,7 @@ class WorldModel(nn.Module):
         self.latent_shape = (model.categoricals, model.classes)
         self.latent_size = model.categoricals * model.classes  # Z
         self.state_size = self.latent_size + width  # Z + D
+        self.sizes = {"A": actions, "C": model.classes, "K": model.categoricals, "S": size}
         convolutions = (size, model.channels, model.kernel, model.strides)
         self.encoder = Encoder(*convolutions, *self.latent_shape)
         self.decoder = Decoder(*convolutions, self.latent_size)
@@ -89,12 +94,12 @@ class WorldModel(nn.Module):
         """Return the probabilities of q(z | o).
 
         Args:
-            frames: uint8 [..., H, W, 3].
+            frames: uint8 [..., S, S, 3].
 
         Returns:
             [..., K, C].
         """
-        flat = frames.flatten(0, -4)  # [N, H, W, 3]
+        flat = frames.flatten(0, -4)  # [F, S, S, 3]
         whole = self.plain or self.training or flat.is_cuda
         at_once = self.encoder.backbone.frames_at_once
         if whole or len(flat) <= at_once:
@@ -134,21 +139,27 @@ class WorldModel(nn.Module):
         """Compute the world model's loss on a batch of windows (equation 7 of the paper).
 
         Args:
-            frames: o_1 ... o_L, uint8 [B, L, H, W, 3].
+            frames: o_1 ... o_L, uint8 [B, L, S, S, 3].
             actions: a_1 ... a_L, int64 [B, L].
             rewards: r_t follows a_t, float [B, L].
             terminations: e_t follows a_t, bool [B, L].
 
         Returns:
             Scalars, averaged over batch and time.
+
+        Raises:
+            ValueError: for shapes other than these.
         """
-        batch, length = actions.shape
-        assert frames.shape[:2] == rewards.shape == terminations.shape == (batch, length), (
-            f"frames {tuple(frames.shape)}, rewards {tuple(rewards.shape)} and terminations "
-            f"{tuple(terminations.shape)} must begin with [{batch}, {length}]"
+        check_shapes(
+            self.sizes,
+            frames=(frames, "B L S S 3"),
+            actions=(actions, "B L"),
+            rewards=(rewards, "B L"),
+            terminations=(terminations, "B L"),
         )
-        pixels = to_pixels(frames)  # [B * L, 3, H, W]
-        posterior = self._mixed(self.encoder(pixels))  # [B * L, K, C]
+        batch, length = actions.shape
+        pixels = to_pixels(frames)  # [F, 3, S, S], where F = B L
+        posterior = self._mixed(self.encoder(pixels))  # [F, K, C]
         latents = straight_through(posterior)
         reconstruction = self.decoder(latents.flatten(1))
         d, _ = self.sequence(self.inputs(latents.unflatten(0, (batch, length)), actions))
@@ -197,13 +208,22 @@ class WorldModel(nn.Module):
         """Encode real steps and run the dynamics over them, to start imagination from.
 
         Args:
-            frames: uint8 [B, L, H, W, 3]; with `places`, each distinct one once, [N, H, W, 3].
+            frames: uint8 [B, L, S, S, 3]; with `places`, each distinct one once, [F, S, S, 3].
             actions: int64 [B, L].
-            places: which of the N frames each step shows, int64 [B, L].
+            places: which of the F frames each step shows, int64 [B, L].
 
         Returns:
             A sample of the next latent [B, K, C], d_L [B, D] and the sequence model's states.
+
+        Raises:
+            ValueError: for shapes other than these.
         """
+        check_shapes(
+            self.sizes,
+            frames=(frames, "B L S S 3" if places is None else "F S S 3"),
+            actions=(actions, "B L"),
+            places=(places, "B L"),
+        )
         posterior = self.posterior(frames)
         if places is not None:
             posterior = posterior[places]
@@ -224,13 +244,17 @@ class WorldModel(nn.Module):
 
         Returns:
             A sample of the next latent [B, K, C], d [B, D], and the next states.
+
+        Raises:
+            ValueError: for shapes other than these.
         """
+        check_shapes(self.sizes, latents=(latents, "B K C"), actions=(actions, "B"))
         d, states = self.sequence.step(self.inputs(latents, actions), states)
         return sample_one_hot(self.prior(d)), d, states
 
 
 def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
-    """Squared error summed over pixels and channels, averaged over images: [N, 3, H, W] to []."""
+    """Squared error summed over pixels and channels, averaged over images: [F, 3, S, S] to []."""
     assert reconstruction.shape == pixels.shape, (
         f"reconstruction {tuple(reconstruction.shape)} against pixels {tuple(pixels.shape)}"
     )
@@ -242,13 +266,13 @@ def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
 def gaussian_reconstruction_loss(squared_error: Tensor, pixels: int) -> Tensor:
     """Turn a squared error into a likelihood whose variance is the one that fits best.
 
-    D / 2 ln(error / D): the negative log-likelihood of D independent Gaussians with one shared
+    n / 2 ln(error / n): the negative log-likelihood of n independent Gaussians with one shared
     variance, at the variance that maximises it (Rybkin et al. 2021, "Simple and effective VAE
     training with calibrated decoders"), constants aside. The weight of what is still wrong grows
     as the rest of the picture is learned, so a small object is not left to the KL's mercy.
 
     Args:
-        squared_error: summed over D pixel values, averaged over images, [].
-        pixels: D.
+        squared_error: summed over a frame's pixel values, averaged over frames, [].
+        pixels: n, a frame's pixel values.
     """
     return pixels / 2 * torch.log(squared_error / pixels + VARIANCE_FLOOR)

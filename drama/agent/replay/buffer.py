@@ -19,7 +19,7 @@ from drama.runs.columns import COLUMN_TYPES, Columns, check_columns
 class Transition(NamedTuple):
     """One agent step: what was seen, what was done about it, and what came of that.
 
-    frame uint8 [H, W, C]; reward is unclipped; terminated means game over only.
+    frame uint8 [S, S, 3]; reward is unclipped; terminated means game over only.
     """
 
     frame: npt.NDArray[np.uint8]
@@ -129,8 +129,9 @@ class ReplayBuffer:
         """Copy out the transitions of steps first_step, ..., stop_step - 1, one array per field.
 
         Returns:
-            step int64 [N], episode int32 [N], frame uint8 [N, H, W, C], action int16 [N], reward
-            float32 [N], terminated, truncated and life_lost bool [N]; N = stop_step - first_step.
+            step int64 [steps], episode int32 [steps], frame uint8 [steps, S, S, 3], action int16
+            [steps], reward float32 [steps], terminated, truncated and life_lost bool [steps];
+            steps = stop_step - first_step.
         Raises:
             ValueError: steps that are not stored.
         """

@@ -1,7 +1,7 @@
-"""Dynamic Frequency-Based Sampling (DFS): which windows of the replay memory are looked at.
+"""Which windows of the replay memory are looked at: drawn by a distribution, and counted.
 
-The world model is trained on what it has seen least; behaviour is imagined from what the world
-model has learned and imagination has not used up ("Drama", arXiv 2410.08893, section 2.3).
+The distributions are in `drama.agent.replay.distribution`: Dynamic Frequency-Based Sampling (DFS)
+and the uniform one.
 """
 
 from __future__ import annotations
@@ -12,51 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from drama.agent.replay.buffer import ReplayBuffer
+from drama.agent.replay.distribution import Counts, LogWeights, distribution
 from drama.agent.settings import ReplaySettings
-
-Counts = npt.NDArray[np.int32]
-LogWeights = npt.NDArray[np.float64]
-
-
-def world_model_log_weights(world_model_counts: Counts, temperature: float) -> LogWeights:
-    """Log-weights of windows for world-model training: -n / tau (section 2.3).
-
-    Args:
-        world_model_counts: n, int32 [N], how often each window was drawn for the world model.
-        temperature: tau > 0.
-    Returns:
-        float64 [N], unnormalised.
-    """
-    log_weights: LogWeights = np.divide(world_model_counts, -temperature)  # [N]
-    return log_weights
-
-
-def imagination_log_weights(
-    world_model_counts: Counts,
-    imagination_counts: Counts,
-    ratio: float,
-    alpha: float,
-    beta: float,
-    temperature: float,
-) -> LogWeights:
-    """Log-weights of imagination contexts: (n - alpha b - beta max(0, n - b)) / tau' (section 2.3).
-
-    Args:
-        world_model_counts: n, int32 [N], how often each window was drawn for the world model.
-        imagination_counts: m, int32 [N], how often for imagination.
-        ratio: imagination batch / world-model batch (64 at paper size), which brings m to the
-            scale of n: b = m / ratio.
-        alpha: weight of b.
-        beta: weight of how far learning is ahead of imagination.
-        temperature: tau' > 0.
-    Returns:
-        float64 [N], unnormalised.
-    """
-    if world_model_counts.shape != imagination_counts.shape:
-        raise ValueError(f"counts of {world_model_counts.shape} and {imagination_counts.shape}")
-    scaled = imagination_counts * (1.0 / ratio)  # b [N]
-    ahead = world_model_counts - scaled  # n - b [N]
-    return (world_model_counts - alpha * scaled - beta * np.maximum(0.0, ahead)) / temperature
 
 
 def draw_without_replacement(
@@ -65,8 +22,8 @@ def draw_without_replacement(
     """Draw `count` different indices, as if one after another with P(i) proportional to exp(w_i).
 
     Add independent standard Gumbel noise to every log-weight and keep the `count` largest sums.
-    This is exactly sequential sampling without replacement. Noise -log(E), with E standard
-    exponential, is Gumbel, and w - log(E) is large where the waiting time E / exp(w) is short: a
+    This is exactly sequential sampling without replacement. Noise -log(t), with t standard
+    exponential, is Gumbel, and w - log(t) is large where the waiting time t / exp(w) is short: a
     race of independent exponential clocks with rates exp(w_i). The first clock to ring is i with
     probability exp(w_i) / sum_j exp(w_j). Clocks have no memory, so given who rang, the rest race
     on afresh at the same rates: the second is drawn from the remaining indices by their weights,
@@ -74,18 +31,18 @@ def draw_without_replacement(
     al. 2019, arXiv 1903.06059, section 2.3.)
 
     Args:
-        log_weights: float [N], unnormalised, finite.
-        count: number of indices, 1 to N.
-        generator: what is taken from it depends on N and `count`, never on the weights.
+        log_weights: float [windows], unnormalised, finite.
+        count: number of indices, 1 to that of windows.
+        generator: what is taken from it depends on that and `count`, never on the weights.
     Returns:
         int64 [count]: the indices in random order, so that a place in the batch says nothing
         about a weight.
     Raises:
-        ValueError: a rank other than 1, or count outside [1, N].
+        ValueError: a rank other than 1, or count outside [1, windows].
     """
     if log_weights.ndim != 1 or not 1 <= count <= len(log_weights):
         raise ValueError(f"cannot draw {count} different indices from {log_weights.shape}")
-    keys = np.log(generator.standard_exponential(len(log_weights))) - log_weights  # [N], negated
+    keys = np.log(generator.standard_exponential(len(log_weights))) - log_weights  # negated
     chosen = np.argpartition(keys, count - 1)[:count]
     # The order within a partition is up to the processor's instruction set, hence sorted first.
     return generator.permutation(np.sort(chosen))
@@ -129,7 +86,7 @@ class Sampler:
             )
         self.settings = settings
         self.buffer = buffer
-        self.imagination_ratio = imagination_ratio
+        self.distribution = distribution(settings, imagination_ratio)
         self.generator = generator
         # One row per row of the ring: step s is counted in row s % capacity.
         self._world_model_counts = np.zeros(buffer.capacity, np.int32)
@@ -146,13 +103,9 @@ class Sampler:
             ValueError: fewer than B windows are stored.
         """
         windows = self._windows(batch_size, length)
-        if self.settings.sampling == "dfs":
-            log_weights = world_model_log_weights(
-                self._in_time_order(self._world_model_counts, windows),
-                self.settings.world_model_temperature,
-            )
-        else:
-            log_weights = np.zeros(windows)
+        log_weights = self.distribution.of_world_model(
+            self._in_time_order(self._world_model_counts, windows)
+        )
         starts = draw_without_replacement(log_weights, batch_size, self.generator)
         self._world_model_counts[self._rows(starts)] += 1
         rows = self.buffer.rows(starts, length)
@@ -167,17 +120,10 @@ class Sampler:
             ValueError: fewer than B windows are stored.
         """
         windows = self._windows(batch_size, length)
-        if self.settings.sampling == "dfs":
-            log_weights = imagination_log_weights(
-                self._in_time_order(self._world_model_counts, windows),
-                self._in_time_order(self._imagination_counts, windows),
-                self.imagination_ratio,
-                self.settings.alpha,
-                self.settings.beta,
-                self.settings.imagination_temperature,
-            )
-        else:
-            log_weights = np.zeros(windows)
+        log_weights = self.distribution.of_imagination(
+            self._in_time_order(self._world_model_counts, windows),
+            self._in_time_order(self._imagination_counts, windows),
+        )
         starts = draw_without_replacement(log_weights, batch_size, self.generator)
         self._imagination_counts[self._rows(starts)] += 1
         rows = self.buffer.rows(starts, length)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drama.agent.replay.buffer import ReplayBuffer
+from drama.agent.shapes import check_shapes
 
 READ = ("frame", "action", "reward", "terminated", "life_lost")
 """The fields that agents learn from."""
@@ -16,7 +18,7 @@ READ = ("frame", "action", "reward", "terminated", "life_lost")
 class Batch(NamedTuple):
     """Windows of consecutive transitions.
 
-    frames uint8 [B, L, H, W, C]; actions int64 [B, L]; rewards float32 [B, L]; terminations bool
+    frames uint8 [B, L, S, S, 3]; actions int64 [B, L]; rewards float32 [B, L]; terminations bool
     [B, L], true where the game ended, or a life if that counts.
     """
 
@@ -47,7 +49,7 @@ class RingTensors:
         copies: bool | None = None,
         lives_end: bool = True,
     ) -> None:
-        self.buffer, self.lives_end = buffer, lives_end
+        self.buffer, self.device, self.lives_end = buffer, device, lives_end
         self.copies = device.type != "cpu" if copies is None else copies
         self._source = {name: torch.from_numpy(buffer.ring()[name]) for name in READ}
         self._ring = self._source
@@ -82,8 +84,15 @@ class RingTensors:
             for name, ring in self._ring.items():
                 ring[part].copy_(self._source[name][part])
 
+    def send(self, *rows: np.ndarray) -> list[Tensor]:
+        """Turn arrays of rows into tensors that the device fetches without anyone waiting."""
+        tensors = [torch.from_numpy(array) for array in rows]
+        if self.device.type == "cuda":
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+
     def frames(self, rows: Tensor) -> Tensor:
-        """Read the frames of any rows: int64 [...] to uint8 [..., H, W, C]."""
+        """Read the frames of any rows: int64 [...] to uint8 [..., S, S, 3]."""
         return self._ring["frame"][rows]
 
     def actions(self, rows: Tensor) -> Tensor:
@@ -96,7 +105,11 @@ class RingTensors:
         Args:
             rows: of the ring, int64 [B, L].
             reward_rows: the rows that rewards are read from, int64 [B, L].
+
+        Raises:
+            ValueError: for shapes other than these.
         """
+        check_shapes(rows=(rows, "B L"), reward_rows=(reward_rows, "B L"))
         ring = self._ring
         terminations = ring["terminated"][rows]
         if self.lives_end:

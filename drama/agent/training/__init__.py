@@ -1,1 +1,1 @@
-"""Training: the loop, optimisation, checkpoints, what is logged."""
+"""Training: the loop, the run that it trains and saves, updates, optimiser, CUDA graphs."""

@@ -7,12 +7,15 @@ than the GPU to run them. A recorded function runs at the GPU's own speed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from drama.errors import DramaError
+
+Function: TypeAlias = Callable[..., Tensor]
+"""Of tensors, to a tensor."""
 
 CALLS_BEFORE = 3
 """Calls that run as they are, in which libraries choose their algorithms and take their memory."""
@@ -20,6 +23,17 @@ CALLS_BEFORE = 3
 
 class RecordingFailed(DramaError):
     """A function could not be recorded."""
+
+
+def recorder(device: torch.device, *, wanted: bool) -> Callable[[Function], Function]:
+    """Return what makes a recording of a function; all share memory, so one may run at a time.
+
+    Where that is not wanted, or the device is no GPU, it returns each function as it is.
+    """
+    if not wanted or device.type != "cuda":
+        return lambda function: function
+    pool = torch.cuda.graph_pool_handle()
+    return lambda function: Recorded(function, device, function.__name__, pool)
 
 
 class Recorded:
@@ -39,7 +53,7 @@ class Recorded:
 
     def __init__(
         self,
-        function: Callable[..., Tensor],
+        function: Function,
         device: torch.device,
         name: str,
         pool: Any = None,

@@ -13,7 +13,7 @@ from typing import Literal
 
 from drama.errors import ConfigurationError
 from drama.files import sha256_text
-from drama.pipeline.recipes import lock_hash
+from drama.pipeline.fingerprints import lock_hash
 from drama.runs.folder import SHORT
 
 Variant = Literal["cuda", "cpu"]
@@ -22,7 +22,7 @@ IMAGES = Path("containers/images")
 DEFINITION = Path("containers/drama.def")
 LOCKS: dict[Variant, tuple[str, ...]] = {
     "cuda": ("run", "report", "cuda", "kernels"),
-    "cpu": ("run", "report", "cuda"),
+    "cpu": ("run", "report", "cpu"),
 }
 COMMANDS: dict[Variant, str] = {"cuda": "make container", "cpu": "make container VARIANT=cpu"}
 

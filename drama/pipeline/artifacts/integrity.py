@@ -13,7 +13,7 @@ from drama.files import replacing, sha256_file
 from drama.pipeline.artifacts.lockfile import LOCK
 from drama.pipeline.artifacts.records import Artifact, Listing
 from drama.pipeline.artifacts.stages import Stage
-from drama.pipeline.recipes import PlannedRun
+from drama.pipeline.plans import PlannedRun
 
 
 class NotRecorded(DramaError):

@@ -35,7 +35,8 @@ from drama.pipeline.artifacts.stages import (
     train_stage,
 )
 from drama.pipeline.config import Experiment, load_experiment
-from drama.pipeline.recipes import Plan, PlannedRun, plan
+from drama.pipeline.plans import Plan, PlannedRun
+from drama.pipeline.recipes import plan
 from drama.runs.folder import RunBusy, locked
 
 

@@ -17,7 +17,7 @@ import yaml
 from drama.files import write_text
 from drama.pipeline.artifacts.evaluations import NOTE
 from drama.pipeline.config import Experiment, load_experiment, preset_layers
-from drama.pipeline.recipes import EVALUATION_CODE, LOCK_FILE, REPORT_CODE, RUN_CODE
+from drama.pipeline.fingerprints import LOCK_FILE, REPORT
 
 DVC_YAML = Path("dvc.yaml")
 EXPERIMENT = Path("config/config.yaml")
@@ -27,11 +27,12 @@ HEADER = f"""\
 # give that command instead of editing this file.
 """
 PLANNING_CODE = (
-    *RUN_CODE,
-    *EVALUATION_CODE,
-    *REPORT_CODE,
-    "pipeline/config.py",
-    "pipeline/recipes.py",
+    "agent",
+    *REPORT,
+    *(
+        f"pipeline/{name}"
+        for name in ("accepted.json", "config.py", "fingerprints.py", "recipes.py")
+    ),
 )
 SCORES_PLOT = {
     "template": "scatter",

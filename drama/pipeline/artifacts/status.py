@@ -20,10 +20,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from drama.errors import ConfigurationError, reason
 from drama.pipeline.artifacts.evaluations import EvaluationDamaged, read_noted
 from drama.pipeline.config import no_plan
 from drama.pipeline.history import earlier_run, noted_evaluation
+from drama.pipeline.plans import PlannedRun, read_plan
 from drama.runs.folder import SHORT, STATUS
 
 SILENCE = 120.0
@@ -92,29 +92,22 @@ def read_statuses(results: Path) -> list[RunStatus]:
     Raises:
         ConfigurationError: when the plan cannot be read.
     """
-    path = results / "recipes" / "report.json"
-    try:
-        planned = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        return [_status(results, run) for run in planned]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"{path}: not a plan ({reason(error)}); `drama plan` writes it anew"
-        ) from None
+    return [_status(run) for run in read_plan(results).runs]
 
 
-def _status(results: Path, run: dict[str, Any]) -> RunStatus:
-    game, seed, folder = run["game"], run["seed"], results / run["folder"]
-    fingerprint, evaluation = run["run"][:SHORT], run["evaluation"][:SHORT]
-    logs = results / "logs" / game / f"seed{seed}"
+def _status(run: PlannedRun) -> RunStatus:
+    game, seed, folder = run.game, run.seed, run.folder
+    fingerprint, evaluation = run.fingerprint[:SHORT], run.evaluation_fingerprint[:SHORT]
+    logs = run.results / "logs" / game / f"seed{seed}"
     live = _live(folder / STATUS, fingerprint)
     step, total, last = live.get("step"), live.get("total_steps"), live.get("last_return")
-    if (folder / f"run-{fingerprint}.json").exists():
-        score = _score(folder / f"evaluation-{evaluation}.parquet")
+    if run.record.exists():
+        score = _score(run.evaluation)
         if score is not None:
             return RunStatus(game, seed, "done", step, total, last_return=score)
         detail = last_line(logs / f"evaluate-{evaluation}.log")
         return RunStatus(game, seed, "trained", step, total, last_return=last, detail=detail)
-    if made := earlier_run(folder, results / "recipes" / game / f"seed{seed}.json"):
+    if made := earlier_run(folder, run.recipe):
         noted = noted_evaluation(made.record)
         score = _score(noted.path) if noted else None
         return RunStatus(

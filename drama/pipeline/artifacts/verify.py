@@ -32,8 +32,9 @@ from drama.pipeline.artifacts.records import (
     read_record,
 )
 from drama.pipeline.artifacts.weights import read_weights_of, same_tensors, weights_path
+from drama.pipeline.fingerprints import Choices, evaluation_code, run_code
 from drama.pipeline.jobs import device_name
-from drama.pipeline.recipes import EVALUATION_CODE, RUN_CODE, code_hash, evaluation_text
+from drama.pipeline.recipes import evaluation_text
 from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT, REPLAY, versions
 
@@ -223,8 +224,8 @@ def _count_equal(rows: Sequence[dict[str, Any]], played: Sequence[Episode]) -> i
 
 def _is_todays(run: RecordedRun, evaluation: Evaluation) -> bool:
     """Say whether today's code is the one that trained the run and played the evaluation."""
-    text = evaluation_text(run.fingerprint, evaluation.settings, code_hash(EVALUATION_CODE))
-    todays = run.recipe.code == code_hash(RUN_CODE)
+    text = evaluation_text(run.fingerprint, evaluation.settings, evaluation_code())
+    todays = run.recipe.code == run_code(Choices.of(run.recipe.game, run.recipe.settings))
     return todays and sha256_text(text) == evaluation.fingerprint
 
 

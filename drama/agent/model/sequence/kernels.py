@@ -3,7 +3,7 @@
 Two backends take the same parameters and carry the same state: `torch`, plain PyTorch, which runs
 everywhere and is the reference, and `mamba_ssm`, the authors' CUDA kernels (Dao & Gu 2024, section
 8) for the convolution and the scan. These compile when they first run, and can be captured in a
-CUDA graph from then on.
+CUDA graph from then on. Shapes are in the paper's letters, as in `mamba2.py`.
 """
 
 from __future__ import annotations

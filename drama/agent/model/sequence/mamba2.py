@@ -7,6 +7,10 @@ Per head with width P and state width N, with a scalar A < 0 and a step size dt_
 
 Parameters carry the names and shapes of `mamba_ssm.modules.mamba2.Mamba2` (one group, gated
 RMSNorm after the scan), so weights move between the two.
+
+Letters are the paper's: in shapes, H is the number of heads, P their width, N that of the state, Q
+the steps of a chunk; B, L and D are everyone's (`drama.agent.shapes`), W is the convolution's
+width. In formulas A, B, C, D, x, y and h are the tensors above.
 """
 
 from __future__ import annotations
@@ -95,7 +99,7 @@ class GatedRMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """Normalise x [..., W] after gating it with gate [..., W], in float32."""
+        """Normalise x [..., inner] after gating it with gate [..., inner], in float32."""
         gated = x.float() * F.silu(gate.float())
         return F.rms_norm(gated, gated.shape[-1:], self.weight, self.epsilon)
 

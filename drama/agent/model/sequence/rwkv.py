@@ -36,19 +36,19 @@ def chunked_wkv(
     Inside a chunk the recurrence is written out as masked attention; between chunks S is carried.
 
     Args:
-        r: receptances [B, L, H, P].
-        k: keys [B, L, H, P].
-        v: values [B, L, H, P].
-        log_w: logarithms of the decays [B, L, H, P], negative.
-        u: weight of the current step [H, P].
-        state: S before the first step [B, H, P, P], keys by values.
+        r: receptances [B, L, heads, P].
+        k: keys [B, L, heads, P].
+        v: values [B, L, heads, P].
+        log_w: logarithms of the decays [B, L, heads, P], negative.
+        u: weight of the current step [heads, P].
+        state: S before the first step [B, heads, P, P], keys by values.
         chunk_length: steps per chunk, at least 1; L need not be a multiple.
 
     Returns:
-        y [B, L, H, P] and S after the last step [B, H, P, P].
+        y [B, L, heads, P] and S after the last step [B, heads, P, P].
     """
     outputs: list[Tensor] = []
-    r, k, v, log_w = (part.transpose(1, 2) for part in (r, k, v, log_w))  # [B, H, L, P]
+    r, k, v, log_w = (part.transpose(1, 2) for part in (r, k, v, log_w))  # [B, heads, L, P]
     parts = (part.split(chunk_length, 2) for part in (r, k, v, log_w))
     for r_chunk, k_chunk, v_chunk, log_w_chunk in zip(*parts, strict=True):
         y, state = _wkv_chunk(r_chunk, k_chunk, v_chunk, log_w_chunk, u, state)
@@ -59,13 +59,13 @@ def chunked_wkv(
 def _wkv_chunk(
     r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute one chunk of Q steps; r, k, v, log_w and y are [B, H, Q, P]."""
-    decay = decay_between(log_w)  # [B, H, Q + 1, Q + 1, P]
-    scores = torch.einsum("bhtp,bhtsp,bhsp->bhts", r, decay[:, :, :-1, 1:], k)  # [B, H, Q, Q]
-    bonus = (r * u.unsqueeze(-2) * k).sum(-1)  # [B, H, Q]
-    carried = (r * decay[:, :, :-1, 0]) @ state  # [B, H, Q, P]
+    """Compute one chunk of Q steps; r, k, v, log_w and y are [B, heads, Q, P]."""
+    decay = decay_between(log_w)  # [B, heads, Q + 1, Q + 1, P]
+    scores = torch.einsum("bhtp,bhtsp,bhsp->bhts", r, decay[:, :, :-1, 1:], k)  # [B, heads, Q, Q]
+    bonus = (r * u.unsqueeze(-2) * k).sum(-1)  # [B, heads, Q]
+    carried = (r * decay[:, :, :-1, 0]) @ state  # [B, heads, Q, P]
     y = scores @ v + bonus.unsqueeze(-1) * v + carried
-    added = (k * decay[:, :, -1, 1:]).transpose(-1, -2) @ v  # [B, H, P, P]
+    added = (k * decay[:, :, -1, 1:]).transpose(-1, -2) @ v  # [B, heads, P, P]
     return y, decay[:, :, -1, 0].unsqueeze(-1) * state + added
 
 
@@ -129,7 +129,7 @@ class TimeMixing(Mixer):
         return [self.out_proj]
 
     def initial_state(self, batch: int, device: torch.device) -> State:
-        """Return zeros: `previous` [B, D], the last step's input, and `wkv` [B, H, P, P]."""
+        """Return zeros: `previous` [B, D], the last step's input, and `wkv` [B, heads, P, P]."""
         return {
             "previous": torch.zeros(batch, self.width, device=device),
             "wkv": torch.zeros(batch, self.heads, self.head_width, self.head_width, device=device),
@@ -147,16 +147,16 @@ class TimeMixing(Mixer):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run one step: x [B, D] and the state to output [B, D] and the next state."""
         r, k, v, log_w, gate = self._project(x, state["previous"])
-        bonus = (r * self.bonus * k).sum(-1, keepdim=True)  # [B, H, 1]
-        y = (r.unsqueeze(-1) * state["wkv"]).sum(-2) + bonus * v  # [B, H, P]
-        added = k.unsqueeze(-1) * v.unsqueeze(-2)  # [B, H, P, P]
+        bonus = (r * self.bonus * k).sum(-1, keepdim=True)  # [B, heads, 1]
+        y = (r.unsqueeze(-1) * state["wkv"]).sum(-2) + bonus * v  # [B, heads, P]
+        added = k.unsqueeze(-1) * v.unsqueeze(-2)  # [B, heads, P, P]
         wkv = log_w.exp().unsqueeze(-1) * state["wkv"] + added
         return self._output(y, gate), {"previous": x, "wkv": wkv}
 
     def _project(
         self, x: Tensor, previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return r, k, v and log w [..., H, P] in float32, and the gate [..., D].
+        """Return r, k, v and log w [..., heads, P] in float32, and the gate [..., D].
 
         Each comes from its own mixture of x and the previous step, both [..., D].
         """
@@ -175,7 +175,7 @@ class TimeMixing(Mixer):
         return r, k, v, log_w, self.gate(for_gate)
 
     def _output(self, y: Tensor, gate: Tensor) -> Tensor:
-        """Normalise each head of y [..., H, P], gate it by [..., D], project it to [..., D]."""
+        """Normalise each head of y [..., heads, P], gate it by [..., D], project it to [..., D]."""
         y = y.flatten(-2)  # [..., D]
         normalised = self.norm(y.reshape(-1, self.width)).reshape(y.shape)
         return self.out_proj(normalised * F.silu(gate))

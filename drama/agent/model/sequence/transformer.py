@@ -50,7 +50,7 @@ class Attention(Mixer):
         return [self.out_proj]
 
     def initial_state(self, batch: int, device: torch.device) -> State:
-        """Return no steps: `keys` and `values` [B, 0, H, P]; later up to context - 1 steps."""
+        """Return no steps: `keys` and `values` [B, 0, heads, P]; later up to context - 1 steps."""
         empty = torch.zeros(batch, 0, self.heads, self.head_width, device=device)
         return {"keys": empty, "values": empty}
 
@@ -64,11 +64,11 @@ class Attention(Mixer):
         return torch.cat(outputs, 1), state
 
     def _attend(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Run over at most `context` steps; S counts those and the remembered ones."""
+        """Run over at most `context` steps; `span` counts those and the remembered ones."""
         length = x.shape[1]
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
-        keys = torch.cat([state["keys"].to(k.dtype), k], 1)  # [B, S, H, P]
-        values = torch.cat([state["values"].to(v.dtype), v], 1)  # [B, S, H, P]
+        keys = torch.cat([state["keys"].to(k.dtype), k], 1)  # [B, span, heads, P]
+        values = torch.cat([state["values"].to(v.dtype), v], 1)  # [B, span, heads, P]
         span = keys.shape[1]
         positions = torch.arange(span, device=x.device)
         first = span - length  # nothing is remembered: plain causal attention, the fastest kernel
@@ -78,13 +78,13 @@ class Attention(Mixer):
             values.transpose(1, 2),
             attn_mask=self._mask(positions[first:], positions) if first else None,
             is_causal=first == 0,
-        )  # [B, H, L, P]
+        )  # [B, heads, L, P]
         forgotten = max(0, span - (self.context - 1))
         state = {"keys": keys[:, forgotten:], "values": values[:, forgotten:]}
         return self.out_proj(y.transpose(1, 2).flatten(-2)), state
 
     def _mask(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return which key positions [S] each query position [L] sees, bool [L, S]."""
+        """Return which key positions [span] each query position [L] sees, bool [L, span]."""
         distance = queries.unsqueeze(-1) - keys
         return (distance >= 0) & (distance < self.context)
 
@@ -93,11 +93,11 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     """Turn channel pairs by angles that grow with the position (Su et al. 2021, section 3.2).
 
     Args:
-        x: queries or keys [B, L, H, P]; channels i and i + P/2 are a pair.
+        x: queries or keys [B, L, heads, P]; channels i and i + P/2 are a pair.
         positions: [L].
 
     Returns:
-        [B, L, H, P].
+        [B, L, heads, P].
     """
     half = x.shape[-1] // 2
     frequencies = ROTARY_BASE ** (-torch.arange(half, device=x.device) / half)  # [P/2]

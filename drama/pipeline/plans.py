@@ -1,0 +1,154 @@
+"""A plan: the runs that are to be made and the report over them, as recipes/report.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from drama.agent.settings import Fingerprint, Frozen
+from drama.errors import ConfigurationError, reason
+from drama.files import canonical_json, sha256_text
+from drama.pipeline.config import no_plan
+from drama.runs.folder import SHORT
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of the plan and the names of what it makes.
+
+    Attributes:
+        results: folder of the preset's results.
+        game: name of the game.
+        seed: the run's seed.
+        fingerprint: the run's, in full.
+        evaluation_fingerprint: the evaluation's, in full.
+    """
+
+    results: Path
+    game: str
+    seed: int
+    fingerprint: str
+    evaluation_fingerprint: str
+
+    @property
+    def recipe(self) -> Path:
+        """Its recipe file."""
+        return self.results / "recipes" / self.game / f"seed{self.seed}.json"
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.results / "runs" / self.game / f"seed{self.seed}"
+
+    @property
+    def record(self) -> Path:
+        """The file that says the run is whole, run-<fingerprint>.json."""
+        return self.folder / f"run-{self.fingerprint[:SHORT]}.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Its evaluation, evaluation-<fingerprint>.parquet."""
+        return self.folder / f"evaluation-{self.evaluation_fingerprint[:SHORT]}.parquet"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made.
+
+    Attributes:
+        preset: name of the preset.
+        results: folder of the preset's results.
+        complete_protocol: whether this is the whole Atari100k protocol.
+        runs: in the order of configuration.
+        fingerprint: of the report, in full.
+    """
+
+    preset: str
+    results: Path
+    complete_protocol: bool
+    runs: tuple[PlannedRun, ...]
+    fingerprint: str
+
+    @property
+    def report(self) -> Path:
+        """The file that says the report is whole, report-<fingerprint>.json."""
+        return self.results / "report" / f"report-{self.fingerprint[:SHORT]}.json"
+
+
+class _Run(Frozen):
+    game: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,100}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    run: Fingerprint
+    evaluation: Fingerprint
+    folder: str
+
+
+class _Document(Frozen):
+    format: Literal[1]
+    preset: str
+    complete_protocol: bool
+    code: str
+    runs: Annotated[list[_Run], Field(min_length=1)]
+
+
+def plan_text(preset: str, complete: bool, runs: Iterable[PlannedRun], code: str) -> str:
+    """Return recipes/report.json; its SHA-256 is the report's fingerprint.
+
+    Args:
+        preset: name of the preset.
+        complete: whether this is the whole Atari100k protocol.
+        runs: all of the report.
+        code: hash of the code that makes the report.
+    """
+    listed = [
+        {
+            "game": run.game,
+            "seed": run.seed,
+            "run": run.fingerprint,
+            "evaluation": run.evaluation_fingerprint,
+            "folder": run.folder.relative_to(run.results).as_posix(),
+        }
+        for run in runs
+    ]
+    return canonical_json(
+        {"format": 1, "preset": preset, "complete_protocol": complete, "code": code, "runs": listed}
+    )
+
+
+def read_plan(results: Path) -> Plan:
+    """Read the plan that was made last.
+
+    Args:
+        results: folder of a preset's results.
+
+    Raises:
+        ConfigurationError: when there is none, or it is none, is empty or names a run twice.
+    """
+    path = results / "recipes" / "report.json"
+    if not path.is_file():
+        raise no_plan(results)
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = _Document.model_validate_json(text)
+        runs = tuple(
+            PlannedRun(results, run.game, run.seed, run.run, run.evaluation)
+            for run in document.runs
+        )
+        for run, listed in zip(runs, document.runs, strict=True):
+            if run.folder != results / listed.folder:
+                raise ValueError(f"{run.game} seed {run.seed} in another folder, {listed.folder}")
+    except (OSError, ValueError) as error:  # ValidationError is a ValueError
+        trouble = reason(error)
+        if isinstance(error, ValidationError) and error.errors()[0]["type"] == "too_short":
+            trouble = "it lists no run"
+        raise ConfigurationError(
+            f"{path}: not a plan ({trouble}); `drama plan` writes it anew"
+        ) from None
+    keys = [(run.game, run.seed) for run in runs]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ConfigurationError(f"{path}: lists {twice[0][0]} seed {twice[0][1]} more than once")
+    return Plan(document.preset, results, document.complete_protocol, runs, sha256_text(text))
