@@ -1,7 +1,8 @@
 """The pipeline as DVC sees it: stages, what each needs and makes, and dvc.yaml.
 
 One function describes a stage for both uses: with a game's name and a seed, the stage of one run;
-with DVC's placeholders, the matrix in dvc.yaml that stands for all of them.
+with DVC's placeholders, the matrix in dvc.yaml that stands for all of them. `dvc stage add` knows
+no matrix: it would be called 262 times, for a second of processor time each.
 """
 
 from __future__ import annotations
