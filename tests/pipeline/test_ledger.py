@@ -447,7 +447,7 @@ def test_a_list_of_processes_that_a_kill_left_is_no_obstacle(
         ("link", "before", 2),  # DVC has removed the file
         ("link", "after", 3),
         ("write", "before", 1),
-        ("replace", "before", 4),
+        ("replace", "before", 1),
         ("write", "after", 1),
     ],
 )
