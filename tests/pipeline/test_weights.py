@@ -161,7 +161,7 @@ def test_the_card_says_what_it_is_how_it_scored_and_how_to_play(exported: Worksp
     ):  # fmt: skip
         assert said in card, said
     code = card.split("```python\n")[1].split("```")[0]
-    assert len(code.splitlines()) == 3
+    assert len(code.splitlines()) == 4
     printed: list[Any] = []
     exec(code.replace('load("', f'load("{exported.folder}/'), {"print": printed.append})
     assert [episode.index for episode in printed[0]] == [0]

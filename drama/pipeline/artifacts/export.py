@@ -93,6 +93,7 @@ def _use(run: RecordedRun, weights: Path) -> Iterator[str]:
     yield ""
     yield "```python"
     yield "import drama"
+    yield ""
     yield f'run = drama.load("{weights.name}")  # refuses a damaged file'
     yield "print(run.play(episodes=1))  # run.agent is a torch module, run.recipe its settings"
     yield "```"
