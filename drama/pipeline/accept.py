@@ -216,7 +216,9 @@ def checkout(commit: str, folder: Path) -> Path:
     Raises:
         ConfigurationError: when there is no such commit here.
     """
-    with tarfile.open(fileobj=io.BytesIO(_git("archive", commit))) as archive:
+    # By its hash: what a file or the command line says is never read as an option of git's.
+    found = _git("rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}").decode()
+    with tarfile.open(fileobj=io.BytesIO(_git("archive", found.strip()))) as archive:
         archive.extractall(folder, filter="data")
     return folder
 

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 import drama
 from drama.agent.settings import (
@@ -195,7 +195,7 @@ class Accepted(Frozen):
         runtime: likewise, of library versions.
     """
 
-    commit: str
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     code: dict[Fingerprint, list[Fingerprint]]
     evaluation: dict[Fingerprint, list[Fingerprint]]
     runtime: dict[Fingerprint, list[Fingerprint]]

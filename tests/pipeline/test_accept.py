@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from workspace import Workspace, make_workspace
 
+from drama.errors import ConfigurationError
 from drama.files import flatten, write_parquet
-from drama.pipeline.accept import BASE, PROBES, Names, enter, first_difference
+from drama.pipeline.accept import BASE, PROBES, Names, checkout, enter, first_difference
 from drama.pipeline.fingerprints import (
     LIBRARIES,
     LOCK_FILE,
@@ -108,15 +109,23 @@ def test_probes_cover_every_choice() -> None:
     assert BASE["replay"]["capacity"] < BASE["training"]["total_steps"], "the ring wraps"
 
 
+@pytest.mark.parametrize("commit", ["--output=made", "nosuch", "HEAD:README.md"])
+def test_what_names_no_commit_is_refused(tmp_path: Path, commit: str) -> None:
+    with pytest.raises(ConfigurationError, match="git rev-parse says"):
+        checkout(commit, tmp_path / "tree")
+    assert not list(tmp_path.iterdir())
+    assert not Path("made").exists()
+
+
 def test_hashes_join_the_entry_of_the_earlier_name() -> None:
     names = Names({c: "a" * 64 for c in Choices.every()}, evaluation_code_hash(), "c" * 64)
-    empty = Accepted(commit="x", code={}, evaluation={}, runtime={})
-    once = enter(empty, names, "y")
-    assert once.commit == "y"
+    empty = Accepted(commit="1" * 40, code={}, evaluation={}, runtime={})
+    once = enter(empty, names, "2" * 40)
+    assert once.commit == "2" * 40
     assert set(once.code["a" * 64]) == {run_code_hash(choices) for choices in Choices.every()}
     assert once.evaluation == {}, "the same code needs no second name"
     assert once.runtime == {"c" * 64: [lock_hash(LOCK_FILE, LIBRARIES)]}
-    assert enter(once, names, "y") == once
+    assert enter(once, names, "2" * 40) == once
 
 
 # --- comparing -----------------------------------------------------------------------------------

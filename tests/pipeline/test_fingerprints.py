@@ -320,13 +320,22 @@ def test_a_hash_goes_by_the_name_of_the_first_that_it_was_found_to_equal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mine = run_code_hash(PONG)
-    entry = Accepted(commit="c", code={"a" * 64: ["b" * 64, mine]}, evaluation={}, runtime={})
+    entry = Accepted(commit="c" * 40, code={"a" * 64: ["b" * 64, mine]}, evaluation={}, runtime={})
     monkeypatch.setattr(fingerprints, "accepted", lambda: entry)
     assert run_code(PONG) == "a" * 64
     assert run_code(CATCH) == run_code_hash(CATCH)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"commit": 1}', '{"commit": "c", "code": {"x": []}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"commit": 1}',
+        '{"commit": "--output=x", "code": {}, "evaluation": {}, "runtime": {}}',
+        '{"commit": "%s", "code": {"x": []}, "evaluation": {}, "runtime": {}}' % ("c" * 40),
+    ],
+)
 def test_a_damaged_list_of_accepted_names_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
