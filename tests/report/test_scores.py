@@ -249,13 +249,6 @@ def test_a_score_is_of_the_actions_that_the_settings_name(results: Path) -> None
     assert pong.return_by("sampled") is None, "the other run was not played that way"
 
 
-def test_an_evaluation_of_before_actions_were_named_is_greedy(results: Path) -> None:
-    rewrite(results, returns=[1.0, 2.0], old=True)
-    pong, _ = read_scores(read_plan(results), BASELINES)
-    assert (pong.runs[0].actions, pong.runs[0].different) == ("greedy", None)
-    assert (pong.runs[0].mean_return, pong.runs[1].different) == (1.5, 2)
-
-
 def test_the_training_return_is_of_the_last_ten_episodes(results: Path) -> None:
     """By hand: 0 to 4 in five episodes; then 0 to 24, of which 15 to 24 are the last ten."""
     pong, _ = read_scores(read_plan(results), BASELINES)
