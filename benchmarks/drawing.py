@@ -12,7 +12,7 @@ from measuring import Figure
 from records import Measured
 
 from drama.files import write_text
-from drama.report import figures as look
+from drama.report import look
 
 COLOURS = {"mamba2": look.OURS, "transformer": look.DRAMA_COLOUR, "gru": look.OTHER}
 LABELS = {"mamba2": "Mamba-2", "transformer": "transformer", "gru": "GRU"}

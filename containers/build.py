@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -100,10 +100,8 @@ def command(variant: Variant, base: str | None, binds: list[str], image: Path) -
         arguments["bootstrap"] = "localimage" if local.exists() else "docker"
         arguments["base"] = str(local.resolve()) if local.exists() else base
     call = ["apptainer", "build", "--force", "--mksquashfs-args", SQUASH]
-    for bind in binds:
-        call += ["--bind", bind]
-    for name, value in arguments.items():
-        call += ["--build-arg", f"{name}={value}"]
+    call += [word for bind in binds for word in ("--bind", bind)]
+    call += [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
     return [*call, str(image), str(DEFINITION)]
 
 
@@ -114,15 +112,6 @@ def alone() -> Iterator[None]:
     with (IMAGES / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def is_there(variant: Variant) -> bool:
-    """Say whether today's image is there, as it was built."""
-    try:
-        require_image(variant)
-    except ImageMissing:
-        return False
-    return True
 
 
 def build(variant: Variant, base: str | None) -> None:
@@ -154,8 +143,8 @@ def main() -> int:
     if named_path and not Path(options.base).expanduser().exists():
         return _refuse(f"{options.base}: no such folder or image", 2)
     with alone():
-        if is_there(options.variant):
-            print(f"{path}: there already")
+        with suppress(ImageMissing):
+            print(f"{require_image(options.variant)}: there already")
             return 0
         if shutil.which("apptainer") is None:
             return _refuse(

@@ -124,3 +124,9 @@ def records(clone: Clone) -> dict[str, str]:
     """Every run's fingerprint, by game."""
     files = clone.results("runs/*/seed0/run-*.json")
     return {f.parts[-3]: json.loads(f.read_text(encoding="utf-8"))["fingerprint"] for f in files}
+
+
+def record_of(clone: Clone, game: str) -> Path:
+    """A run's record, from the project's root."""
+    (path,) = clone.folder(game).glob("run-*.json")
+    return path.relative_to(clone.root)

@@ -78,12 +78,11 @@ def write_evaluation(
     settings: Mapping[str, Any] | None = None,
     same: bool = False,
     truncated: int = 0,
-    old: bool = False,
 ) -> Path:
     """Write an evaluation: greedy episodes with these returns, sampled ones `beside` them.
 
-    `settings` go over those that fit; `same` episodes are all one and the same, the first
-    `truncated` are cut off, and an `old` file is one of before actions were named.
+    `settings` go over those that fit; `same` episodes are all one and the same, and the first
+    `truncated` are cut off.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for actions, values in (("greedy", returns), ("sampled", beside)):
@@ -94,14 +93,13 @@ def write_evaluation(
             for name, cell in row.items():
                 columns[name].append(cell)
     table = pa.table(columns, SCHEMA)
-    asked = {"episodes": max(len(returns), 1), "environments": 2}
-    if old:
-        table = table.drop(["actions", "played"])
-    else:
-        asked |= {"actions": "greedy", "both": bool(beside), "enough_same": 0}
+    asked = {"episodes": max(len(returns), 1), "environments": 2, "actions": "greedy",
+             "both": bool(beside), "enough_same": 0}  # fmt: skip
+    played = {"greedy": len(returns)} | ({"sampled": len(beside)} if beside else {})
     origin = {
         "format": 1, "run": run, "fingerprint": evaluation, "game": game, "seed": seed,
-        "settings": {**asked, **(settings or {})}, "device": "cpu",
+        "settings": {**asked, **(settings or {})}, "device": "cpu", "backend": "torch",
+        "played": played,
     }  # fmt: skip
     path = folder / f"evaluation-{evaluation[:16]}.parquet"
     pq.write_table(table.replace_schema_metadata({b"drama": json.dumps(origin).encode()}), path)
@@ -116,7 +114,8 @@ def write_record(folder: Path, run: str, steps: int, seed: int) -> None:
     ]  # fmt: skip
     record = {
         "format": 1, "fingerprint": run, "recipe": {}, "artifacts": artifacts,
-        "versions": {"python": "3.11.2"}, "device": "cpu", "wall_seconds": 3725.0 + seed,
+        "versions": {"python": "3.11.2"}, "device": "cpu", "backend": "torch",
+        "wall_seconds": 3725.0 + seed,
         "git_commit": "abcdef0123456789" + ("-dirty" if seed else ""),
         "finished": "2025-01-01T00:00:00+00:00", "steps": steps,
     }  # fmt: skip

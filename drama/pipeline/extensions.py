@@ -20,7 +20,7 @@ import torch
 from drama.agent.settings import EvaluationSettings
 from drama.errors import ConfigurationError
 from drama.files import remove_leftovers, replacing, sha256_file, sync_folder
-from drama.pipeline.artifacts.integrity import read_artifacts
+from drama.pipeline.artifacts.records import read_record
 from drama.pipeline.artifacts.verify import verify
 from drama.pipeline.fingerprints import evaluation_code, report_code
 from drama.pipeline.jobs import RunIncomplete
@@ -136,7 +136,7 @@ def _take_over(ancestor: RunFiles, extension: RunFiles) -> None:
     verdict = verify(ancestor.record, torch.device("cpu"), play_again=False)
     if not verdict.holds:
         raise RunIncomplete(f"{ancestor.folder}: cannot be gone on with: {verdict.text}")
-    listed = {artifact.path for artifact in read_artifacts(ancestor.record)}
+    listed = {artifact.path for artifact in read_record(ancestor.record).record.artifacts}
     if absent := sorted(name for name in listed if not (ancestor.folder / name).is_file()):
         raise RunIncomplete(
             f"{ancestor.folder}: cannot be gone on with, since {absent[0]} is not here; `dvc pull "

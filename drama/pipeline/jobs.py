@@ -18,9 +18,8 @@ from drama.errors import DramaError
 from drama.pipeline.artifacts.agents import agent_of
 from drama.pipeline.artifacts.evaluations import note_evaluation, read_noted
 from drama.pipeline.artifacts.image import running_digest
-from drama.pipeline.artifacts.records import read_record
+from drama.pipeline.artifacts.records import RecordedRun, read_record
 from drama.pipeline.artifacts.store import fetch
-from drama.pipeline.artifacts.weights import weights_path
 from drama.pipeline.config import read_recipe_text
 from drama.pipeline.fingerprints import Choices, run_code
 from drama.pipeline.history import earlier_run
@@ -169,13 +168,14 @@ def evaluate_run(
         make_current(run.folder, run.fingerprint)
         if evaluation.path.exists():
             read_noted(evaluation.path)
-            note_evaluation(evaluation.path, evaluation.fingerprint)
+            note_evaluation(evaluation.path)
             _say(f"{evaluation.path}: there already")
             return evaluation.path
         choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
         _say(f"Sequence backend: {choice}")
-        _fetch_checkpoint(run)
-        agent, source = agent_of(read_record(run.record), device)
+        recorded = read_record(run.record)
+        _fetch_checkpoint(recorded)
+        agent, source = agent_of(recorded, device)
         if source.name != CHECKPOINT:
             _say(f"{source}: plays, since {CHECKPOINT} is not here")
         use_backend(agent, choice)
@@ -188,7 +188,7 @@ def evaluate_run(
             "backend": choice.name,
         }
         write_evaluation(evaluation.path, episodes, run.recipe, header)
-        written = note_evaluation(evaluation.path, evaluation.fingerprint)
+        written = note_evaluation(evaluation.path)
     _say(f"{evaluation.path}: {written.score}")
     for played in written.played.values():
         if played is not written.score:
@@ -198,12 +198,12 @@ def evaluate_run(
     return evaluation.path
 
 
-def _fetch_checkpoint(run: RunFiles) -> None:
+def _fetch_checkpoint(run: RecordedRun) -> None:
     """Fetch a whole run's checkpoint when neither it nor the weights are here, as in a clone."""
     checkpoint = run.folder / CHECKPOINT
-    if checkpoint.exists() or weights_path(run.folder, run.fingerprint).exists():
+    if checkpoint.exists() or run.weights.exists():
         return
-    source = fetch(run.record, CHECKPOINT, f"train@{run.recipe.game}-{run.recipe.seed}")
+    source = fetch(run)
     _say(f"{checkpoint}: fetched from {source}")
 
 

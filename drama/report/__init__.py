@@ -1,8 +1,9 @@
 """Scores, figures and one page out of finished runs.
 
-Reading order: `scores` (what was reached, and how sure that is), `figures` (the same to look at),
-`page` (the report's files). Everything is read from the small files of each run's folder; neither
-a checkpoint nor torch is needed.
+Reading order: `scores` (what was reached), `aggregates` (over games, and how sure that is),
+`figures` (the same to look at, in the style of `look`), `notes` (what to know about these runs),
+`page` (the report's files); `words` writes numbers. Everything is read from the small files of each
+run's folder; neither a checkpoint nor torch is needed.
 """
 
 from drama.report.page import Report, console_table, read_returns, write_report

@@ -1,53 +1,30 @@
-"""Figures of the report, as SVG text: the same inputs give the same bytes.
-
-One look throughout: one blue for what was run here, one vermilion for the published Drama, grey
-for everything else (Okabe and Ito's colour-blind-safe palette), text left as text. Every figure
-carries its own dark variant, which a browser picks by the reader's preference.
-"""
+"""Figures of the report: functions from scores and curves to SVG text."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
-from xml.sax.saxutils import escape
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from drama.report import look
+from drama.report.aggregates import AGGREGATES, Aggregates
 from drama.report.scores import (
     DRAMA,
     FAMILIES,
-    Aggregates,
     Baselines,
     GameScore,
-    aggregate,
+    over_means,
     published_aggregates,
     read_curve,
+    scored,
 )
-
-INK, MUTED, GRID = "#1f2328", "#656d76", "#d8dee4"
-OURS, DRAMA_COLOUR, HUMAN, OTHER = "#0072b2", "#d55e00", "#009e73", "#8c959f"
-DARK = {
-    INK: "#e6edf3", MUTED: "#9aa4af", GRID: "#30363d",
-    OURS: "#56b4e9", DRAMA_COLOUR: "#f08a4b", HUMAN: "#3fc79a", OTHER: "#7d8590",
-}  # fmt: skip
-FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-STYLE: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"], "font.size": 8.5, "svg.fonttype": "none",
-    "svg.hashsalt": "drama", "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": GRID,
-    "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6,
-    "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "xtick.major.size": 0, "ytick.major.size": 0,
-    "axes.unicode_minus": True, "lines.solid_capstyle": "round",
-}  # fmt: skip
+from drama.report.words import count, method_name, typeset
 
 POINTS = 160
 """Most points a drawn curve has: more cannot be told apart at this size."""
@@ -62,12 +39,8 @@ LOSSES = (
     ("entropy", "Entropy of the policy (nats)"),
     ("return_scale", "Return scale (5 % to 95 % range)"),
 )
-AGGREGATES = (
-    ("mean", "Mean"),
-    ("median", "Median"),
-    ("interquartile_mean", "Interquartile mean"),
-    ("optimality_gap", "Optimality gap"),
-)
+HOLLOW: dict[str, Any] = {"mfc": "none", "mew": 1.3}
+"""A mark of what is computed from games' means."""
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps [rows], values [rows]
 
@@ -83,11 +56,10 @@ def draw(
     `label` stands in each figure beside its title and says what these runs are not; None for a
     full protocol run. Raises ReportError when a run's curves cannot be read.
     """
-    with report_style():
-        scored = [game for game in games if game.human_normalised_score is not None]
-        if scored and aggregates is not None:
-            yield "aggregates.svg", aggregates_figure(scored, baselines, aggregates, label)
-            yield "scores.svg", scores_figure(scored, baselines, label)
+    with look.report_style():
+        if aggregates is not None:
+            yield "aggregates.svg", aggregates_figure(scored(games), baselines, aggregates, label)
+            yield "scores.svg", scores_figure(scored(games), baselines, label)
         if len(games) > 1:
             yield "returns.svg", all_returns_figure(games, baselines, label)
         for game in games:
@@ -105,39 +77,41 @@ def aggregates_figure(
         for method in FAMILIES["World models"]
         if (found := published_aggregates(baselines, method, names)) is not None
     ]
-    own_means = _over_game_means(games)
-    rows = len(published) + 1
+    own_means, rows = over_means(games), len(published) + 1
     height = 1.3 + 0.2 * rows
     figure = Figure(figsize=(9.6, height))
     title = f"Human-normalised aggregates over {count(len(names), 'game')}"
-    add_title(figure, title, label)
+    look.add_title(figure, title, label)
     axes = figure.subplots(1, 4, sharey=True)
     figure.subplots_adjust(0.125, 0.42 / height, 0.985, 1 - 0.78 / height, wspace=0.12)
     for axis, (key, heading) in zip(axes, AGGREGATES, strict=True):
         of_means = key in ("interquartile_mean", "optimality_gap")
         own = getattr(aggregates, key)
         if own.low is not None:
-            axis.plot([own.low, own.high], [0, 0], color=OURS, lw=5, alpha=0.3)
-        axis.plot(own.value, 0, "o", color=OURS, ms=6)
+            axis.plot([own.low, own.high], [0, 0], color=look.OURS, lw=5, alpha=0.3)
+        axis.plot(own.value, 0, "o", color=look.OURS, ms=6)
         if of_means:
-            _hollow(axis, getattr(own_means, key).value, 0, OURS)
+            axis.plot(getattr(own_means, key).value, 0, "o", ms=6, color=look.OURS, **HOLLOW)
         for row, (method, found) in enumerate(published, 1):
-            colour = DRAMA_COLOUR if method == DRAMA else OTHER
-            value = getattr(found, key).value
-            if of_means:
-                _hollow(axis, value, row, colour)
-            else:
-                axis.plot(value, row, "o", color=colour, ms=5)
-        axis.set_title(heading, fontsize=9, color=INK, pad=16)
+            shape = {"ms": 4.6, **HOLLOW} if of_means else {"ms": 5}
+            colour = look.DRAMA_COLOUR if method == DRAMA else look.OTHER
+            axis.plot(getattr(found, key).value, row, "o", color=colour, **shape)
+        axis.set_title(heading, fontsize=9, color=look.INK, pad=16)
         better = "lower is better" if key == "optimality_gap" else "higher is better"
-        axis.text(0.5, 1.02, better, transform=axis.transAxes, ha="center", color=MUTED, size=7.5)
+        axis.text(
+            0.5, 1.02, better, transform=axis.transAxes, ha="center", color=look.MUTED, size=7.5
+        )
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.margins(x=0.12)
-        axis.axhline(0.5, color=GRID, lw=0.8)
+        axis.axhline(0.5, color=look.GRID, lw=0.8)
     axes[0].set_yticks(range(rows), ["These runs", *(method_name(name) for name, _ in published)])
     axes[0].set_ylim(rows - 0.4, -0.6)
-    _emphasise(axes[0].get_yticklabels())
-    return as_svg(figure, title)
+    for text, colour in zip(
+        axes[0].get_yticklabels(), (look.OURS, look.DRAMA_COLOUR), strict=False
+    ):
+        text.set_color(colour)
+        text.set_fontweight("bold")
+    return look.as_svg(figure, title)
 
 
 def scores_figure(games: Sequence[GameScore], baselines: Baselines, label: str | None) -> str:
@@ -146,7 +120,7 @@ def scores_figure(games: Sequence[GameScore], baselines: Baselines, label: str |
     height = 1.35 + 0.23 * len(ordered)
     figure = Figure(figsize=(9.6, height))
     title = "Human-normalised score per game"
-    add_title(figure, title, label)
+    look.add_title(figure, title, label)
     axis = figure.subplots()
     figure.subplots_adjust(0.125, 0.42 / height, 0.93, 1 - 0.82 / height)
     drawn = [0.0, 1.0]
@@ -154,36 +128,34 @@ def scores_figure(games: Sequence[GameScore], baselines: Baselines, label: str |
         seeds = [run.human_normalised_score or 0.0 for run in game.runs]
         mean = game.human_normalised_score or 0.0
         drama = baselines.normalise(game.game, baselines.published(DRAMA, game.game))
-        axis.plot(seeds, [row] * len(seeds), "o", color=OURS, ms=4, alpha=0.35, mew=0)
+        axis.plot(seeds, [row] * len(seeds), "o", color=look.OURS, ms=4, alpha=0.35, mew=0)
         if drama is not None:
-            axis.plot(drama, row, "D", mfc="none", mec=DRAMA_COLOUR, mew=1.3, ms=4.8)
-        axis.plot(mean, row, "o", color=OURS, ms=6.2)
+            axis.plot(drama, row, "D", color=look.DRAMA_COLOUR, ms=4.8, **HOLLOW)
+        axis.plot(mean, row, "o", color=look.OURS, ms=6.2)
         axis.text(1.01, row, typeset(f"{mean:.3f}"), va="center",
                   transform=axis.get_yaxis_transform())  # fmt: skip
         drawn += [*seeds, mean, *([] if drama is None else [drama])]
     for value in (0.0, 1.0):
-        axis.axvline(value, color=OTHER, lw=1, ls=(0, (4, 3)), zorder=1)
+        axis.axvline(value, color=look.OTHER, lw=1, ls=(0, (4, 3)), zorder=1)
     _score_axis(axis, min(drawn), max(drawn))
     for value, name in ((0.0, "random"), (1.0, "human")):
         axis.text(value, 1.01, name, transform=axis.get_xaxis_transform(), ha="center", va="bottom",
-                  color=MUTED, size=7.5)  # fmt: skip
+                  color=look.MUTED, size=7.5)  # fmt: skip
     axis.set_yticks(range(len(ordered)), [game.game for game in ordered])
-    axis.tick_params(axis="y", labelcolor=INK)
+    axis.tick_params(axis="y", labelcolor=look.INK)
     axis.set_ylim(len(ordered) - 0.4, -0.6)
-    _legend(figure, height, [("o", OURS, OURS, "these runs, mean over seeds"),
-                             ("seed", OURS, OURS, "one seed"),
-                             ("D", DRAMA_COLOUR, "none", "Drama as published")])  # fmt: skip
-    return as_svg(figure, title)
+    _legend(figure, height)
+    return look.as_svg(figure, title)
 
 
 def returns_figure(game: GameScore, baselines: Baselines, label: str | None) -> str:
     """Training returns over agent steps: each seed thin, their smoothed mean, the evaluation."""
     figure = Figure(figsize=(4.7, 2.9))
-    add_title(figure, game.game, label, size=10)
+    look.add_title(figure, game.game, label, size=10)
     axis = figure.add_axes((0.115, 0.15, 0.67, 0.68))
     _returns(axis, game, baselines)
     axis.set_ylabel("episode return")
-    return as_svg(figure, f"Training returns in {game.game}")
+    return look.as_svg(figure, f"Training returns in {game.game}")
 
 
 def all_returns_figure(games: Sequence[GameScore], baselines: Baselines, label: str | None) -> str:
@@ -192,7 +164,7 @@ def all_returns_figure(games: Sequence[GameScore], baselines: Baselines, label: 
     rows = -(-len(games) // columns)
     height = 0.45 + 2.1 * rows
     figure = Figure(figsize=(4.4 * columns, height))
-    add_title(figure, "Episode returns while training; diamonds: evaluation", label)
+    look.add_title(figure, "Episode returns while training; diamonds: evaluation", label)
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(
         0.5 / (4.4 * columns), 0.4 / height, 1 - 1.0 / (4.4 * columns), 1 - 0.7 / height,
@@ -200,10 +172,10 @@ def all_returns_figure(games: Sequence[GameScore], baselines: Baselines, label: 
     )  # fmt: skip
     for axis, game in zip(axes.flat, games, strict=False):
         _returns(axis, game, baselines)
-        axis.set_title(game.game, fontsize=9, color=INK, loc="left", pad=5)
+        axis.set_title(game.game, fontsize=9, color=look.INK, loc="left", pad=5)
     for axis in axes.flat[len(games) :]:
         axis.set_axis_off()
-    return as_svg(figure, "Training returns in all games")
+    return look.as_svg(figure, "Training returns in all games")
 
 
 def _returns(axis: Axes, game: GameScore, baselines: Baselines) -> None:
@@ -216,22 +188,24 @@ def _returns(axis: Axes, game: GameScore, baselines: Baselines) -> None:
     for steps, returns in curves:
         marker = "o" if steps.size < 40 else ""
         axis.plot(
-            *thin(steps, returns), color=OURS, lw=0.7, alpha=0.4, marker=marker, ms=2.2, mew=0
+            *thin(steps, returns), color=look.OURS, lw=0.7, alpha=0.4, marker=marker, ms=2.2, mew=0
         )
         values += returns.tolist()
     smoothed = [smooth(*curve, BANDWIDTH * end) for curve in curves if curve[0].size > 1]
     mean = mean_curve(smoothed)
     if mean is not None:
-        axis.plot(*mean, color=OURS, lw=2)
+        axis.plot(*mean, color=look.OURS, lw=2)
     finals = [run.mean_return for run in game.runs]
-    axis.plot([end] * len(finals), finals, "D", color=OURS, ms=4.5, mew=0, alpha=0.8, clip_on=False)
+    axis.plot(
+        [end] * len(finals), finals, "D", color=look.OURS, ms=4.5, mew=0, alpha=0.8, clip_on=False
+    )
     axis.set_xlim(0, end)
-    _steps_axis(axis, "agent steps")
+    _steps_axis(axis)
     axis.yaxis.set_major_locator(MaxNLocator(5))
-    axis.yaxis.set_major_formatter(FuncFormatter(_short))
+    axis.yaxis.set_major_formatter(FuncFormatter(look.short))
     _reference_lines(axis, game.game, baselines, np.array(values))
     if not any(steps.size for steps, _ in curves):
-        say_no_data(axis, "no finished training episode")
+        look.say_no_data(axis, "no finished training episode")
 
 
 def losses_figure(game: GameScore, label: str | None) -> str:
@@ -240,7 +214,7 @@ def losses_figure(game: GameScore, label: str | None) -> str:
     tables = [read_curve(run, "training.parquet", names) for run in game.runs]
     end = float(max(run.steps for run in game.runs))
     figure = Figure(figsize=(9.6, 4.3))
-    add_title(figure, f"{game.game}: losses, entropy, return scale", label)
+    look.add_title(figure, f"{game.game}: losses, entropy, return scale", label)
     axes = figure.subplots(2, 3, sharex=True)
     figure.subplots_adjust(0.06, 0.1, 0.985, 0.84, hspace=0.32, wspace=0.2)
     for axis, (name, heading) in zip(axes.flat, LOSSES, strict=True):
@@ -248,18 +222,20 @@ def losses_figure(game: GameScore, label: str | None) -> str:
         curves = [curve for curve in curves if curve[0].size]
         for curve in curves:
             marker = "o" if curve[0].size < 15 else ""
-            axis.plot(*thin(*curve), color=OURS, lw=0.8, alpha=0.4, marker=marker, ms=2.2, mew=0)
+            axis.plot(
+                *thin(*curve), color=look.OURS, lw=0.8, alpha=0.4, marker=marker, ms=2.2, mew=0
+            )
         mean = mean_curve(curves)
         if mean is not None:
-            axis.plot(*thin(*mean), color=OURS, lw=1.8)
+            axis.plot(*thin(*mean), color=look.OURS, lw=1.8)
         _loss_scale(axis, np.concatenate([np.empty(0), *(y for _, y in curves)]), name)
-        axis.set_title(heading, fontsize=8.5, color=INK, loc="left", pad=5)
+        axis.set_title(heading, fontsize=8.5, color=look.INK, loc="left", pad=5)
         axis.set_xlim(0, end)
         if not curves:
-            say_no_data(axis, "not recorded")
+            look.say_no_data(axis, "not recorded")
     for axis in axes[1]:
-        _steps_axis(axis, "agent steps")
-    return as_svg(figure, f"Losses in {game.game}")
+        _steps_axis(axis)
+    return look.as_svg(figure, f"Losses in {game.game}")
 
 
 def thin(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
@@ -290,7 +266,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve | None:
 
     One curve alone is its own mean.
     """
-    if not curves or any(steps.size == 0 for steps, _ in curves):
+    if not curves:
         return None
     low = max(steps[0] for steps, _ in curves)
     high = min(steps[-1] for steps, _ in curves)
@@ -310,7 +286,7 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
             if lack > 1e-9:
                 placed[lower] -= lack / 2
                 placed[upper] += lack / 2
-    return [float(position) for position in placed]
+    return placed.tolist()
 
 
 def _reference_lines(axis: Axes, game: str, baselines: Baselines, values: np.ndarray) -> None:
@@ -322,8 +298,8 @@ def _reference_lines(axis: Axes, game: str, baselines: Baselines, values: np.nda
         low, high = min(low, random), max(high, random)
     room = 0.6 * ((high - low) or 1.0)
     shown, outside = [], []
-    for name, value, colour in (("Random", random, OTHER), ("Human", human, HUMAN),
-                                (DRAMA, drama, DRAMA_COLOUR)):  # fmt: skip
+    for name, value, colour in (("Random", random, look.OTHER), ("Human", human, look.HUMAN),
+                                (DRAMA, drama, look.DRAMA_COLOUR)):  # fmt: skip
         if value is not None and value <= high + room:
             shown.append((name, value, colour))
         elif value is not None:
@@ -341,19 +317,7 @@ def _reference_lines(axis: Axes, game: str, baselines: Baselines, values: np.nda
                   transform=axis.transAxes, va="center", size=8)  # fmt: skip
     if outside:
         axis.text(1, 1.03, "beyond the axis: " + ", ".join(outside), transform=axis.transAxes,
-                  ha="right", va="bottom", color=MUTED, size=7.5)  # fmt: skip
-
-
-def report_style() -> AbstractContextManager[None]:
-    """This module's look on matplotlib's own defaults, whatever the reader's matplotlibrc says."""
-    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
-    # rc_context would not put it back, and writing SVG needs none.
-    settings.pop("backend")
-    return matplotlib.rc_context(settings)
-
-
-def _over_game_means(games: Sequence[GameScore]) -> Aggregates:
-    return aggregate([np.array([game.human_normalised_score]) for game in games])
+                  ha="right", va="bottom", color=look.MUTED, size=7.5)  # fmt: skip
 
 
 def _score_axis(axis: Axes, low: float, high: float) -> None:
@@ -368,23 +332,13 @@ def _score_axis(axis: Axes, low: float, high: float) -> None:
              1.15 * low <= t <= 1.15 * high]  # fmt: skip
     axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(_short))
+    axis.xaxis.set_major_formatter(FuncFormatter(look.short))
 
 
-def _steps_axis(axis: Axes, label: str) -> None:
+def _steps_axis(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.xaxis.set_major_formatter(FuncFormatter(_short))
-    axis.set_xlabel(label, labelpad=2)
-
-
-def _short(value: float, _: object = None) -> str:
-    text = f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
-    return typeset(text)
-
-
-def typeset(text: str) -> str:
-    """A formatted number with a true minus sign and thin spaces between groups of digits."""
-    return text.replace(",", "\u202f").replace("-", "\u2212")
+    axis.xaxis.set_major_formatter(FuncFormatter(look.short))
+    axis.set_xlabel("agent steps", labelpad=2)
 
 
 def _loss_scale(axis: Axes, values: np.ndarray, name: str) -> None:
@@ -394,7 +348,7 @@ def _loss_scale(axis: Axes, values: np.ndarray, name: str) -> None:
         axis.set_yscale("log")
         decades = np.log10(values.max() / values.min())
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
-        axis.yaxis.set_major_formatter(FuncFormatter(_short))
+        axis.yaxis.set_major_formatter(FuncFormatter(look.short))
         axis.yaxis.set_minor_locator(NullLocator())
     else:
         axis.yaxis.set_major_locator(MaxNLocator(4))
@@ -406,77 +360,15 @@ def _finite(steps: np.ndarray, values: np.ndarray) -> Curve:
     return steps[known], values[known]
 
 
-def say_no_data(axis: Axes, text: str) -> None:
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color=MUTED)
-
-
-def _hollow(axis: Axes, value: float, row: int, colour: str) -> None:
-    axis.plot(value, row, "o", mfc="none", mec=colour, mew=1.3, ms=6 if row == 0 else 4.6)
-
-
-def _emphasise(labels: Sequence[matplotlib.text.Text]) -> None:
-    for label, colour in zip(labels, (OURS, DRAMA_COLOUR), strict=False):
-        label.set_color(colour)
-        label.set_fontweight("bold")
-
-
-def method_name(method: str) -> str:
-    """A published method's name as the report shows it."""
-    return {"DreamerV3_2023": "DreamerV3 (2023)"}.get(method, method)
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun: "1 game", "2 games"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def add_title(figure: Figure, text: str, label: str | None, size: float = 11) -> None:
-    inch = 1 / figure.get_figheight()
-    left = 0.06 / figure.get_figwidth()
-    figure.text(left, 1 - 0.1 * inch, text, size=size, weight="bold", va="top")
-    if label:
-        figure.text(1 - left, 1 - 0.12 * inch, label, size=8, weight="bold", va="top", ha="right",
-                    color=DRAMA_COLOUR)  # fmt: skip
-
-
-def _legend(figure: Figure, height: float, entries: list[tuple[str, str, str, str]]) -> None:
-    handles = [
-        matplotlib.lines.Line2D(
-            [],
-            [],
-            ls="",
-            marker="o" if marker == "seed" else marker,
-            mec=edge,
-            mfc=face,
-            ms=3.5 if marker == "seed" else 5,
-            alpha=0.45 if marker == "seed" else 1,
-            label=text,
-        )
-        for marker, edge, face, text in entries
-    ]
+def _legend(figure: Figure, height: float) -> None:
+    marks: dict[str, dict[str, Any]] = {
+        "these runs, mean over seeds": {"marker": "o", "color": look.OURS, "ms": 5},
+        "one seed": {"marker": "o", "color": look.OURS, "ms": 3.5, "alpha": 0.45},
+        "Drama as published": {"marker": "D", "color": look.DRAMA_COLOUR, "mfc": "none", "ms": 5},
+    }
     figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1 - 0.3 / height), ncols=3,
-        frameon=False, fontsize=8, labelcolor=MUTED, handletextpad=0.1, columnspacing=1.2,
+        handles=[Line2D([], [], ls="", label=text, **mark) for text, mark in marks.items()],
+        loc="upper left", bbox_to_anchor=(0.0, 1 - 0.3 / height), ncols=3,
+        frameon=False, fontsize=8, labelcolor=look.MUTED, handletextpad=0.1, columnspacing=1.2,
         borderaxespad=0,
     )  # fmt: skip
-
-
-def as_svg(figure: Figure, description: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True,
-        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-    )  # fmt: skip
-    text = buffer.getvalue().replace("'DejaVu Sans'", FONTS)
-    rules = "".join(
-        f'[style*="{part}: {light}"]{{{part}:{dark}!important}}'
-        for light, dark in DARK.items()
-        for part in ("fill", "stroke")
-    )
-    inside = (
-        f"<title>{escape(description)}</title>"
-        f"<style>@media (prefers-color-scheme:dark){{{rules}}}</style>"
-    )
-    # Hundredths of a point are all that can be seen; the rest would be half of the file.
-    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
-    return re.sub(r"(<svg\b[^>]*>)", lambda match: match[1] + "\n " + inside, text, count=1)

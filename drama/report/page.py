@@ -30,29 +30,27 @@ from drama.errors import reason
 from drama.files import canonical_json, replacing, write_json
 from drama.pipeline.config import no_plan
 from drama.pipeline.plans import read_plan
-from drama.report.figures import AGGREGATES, count, draw, method_name, typeset
+from drama.report.aggregates import AGGREGATES, BOOTSTRAP_REPETITIONS, Aggregates, aggregate
+from drama.report.figures import draw
+from drama.report.notes import notes
 from drama.report.scores import (
-    BOOTSTRAP_REPETITIONS,
     DRAMA,
     FAMILIES,
-    FORMAT,
     PROTOCOL_EPISODES,
-    PROTOCOL_SEEDS,
     PROTOCOL_STEPS,
     TRAINING_EPISODES,
-    Aggregates,
     Baselines,
-    Estimate,
     GameScore,
     ReportError,
     RunScore,
-    aggregate,
     load_baselines,
+    over_means,
     published_aggregates,
     read_scores,
+    scored,
 )
+from drama.report.words import count, duration, integer, interval, method_name, number, ratio, span
 
-DASH = "\u2013"
 EARLIER = "earlier code"
 
 SCHEMA = pa.schema([
@@ -79,6 +77,7 @@ class Report:
 
     path: Path  # index.html
     stamp: Path
+    fingerprint: str  # of the plan
     preset: str
     reproduction: bool
     games: tuple[GameScore, ...]
@@ -86,14 +85,19 @@ class Report:
     baselines: Baselines = field(repr=False)
 
     @property
+    def runs(self) -> list[RunScore]:
+        """All runs, in the order of games."""
+        return [run for game in self.games for run in game.runs]
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What each of the report's documents says of where its numbers come from."""
+        return {"format": 1, "preset": self.preset, "reproduction": self.reproduction}
+
+    @property
     def label(self) -> str | None:
         """What must stand beside every number; None for runs of the full protocol."""
         return None if self.reproduction else f"preset {self.preset}: not a reproduction"
-
-    @property
-    def earlier(self) -> list[RunScore]:
-        """Runs of earlier code, which stand in for planned ones."""
-        return [run for game in self.games for run in game.runs if not run.current]
 
 
 def write_report(results: Path) -> Report:
@@ -102,11 +106,13 @@ def write_report(results: Path) -> Report:
     `results` is the folder results/<preset>. Raises ReportError, before anything is written, when
     a run is missing or damaged.
     """
-    results = Path(results)
     plan = read_plan(results)
     baselines = load_baselines()
     games = read_scores(plan, baselines)
-    scored = [g for g in games if g.human_normalised_score is not None]
+    normalised = [
+        np.array([run.human_normalised_score for run in game.runs], dtype=np.float64)
+        for game in scored(games)
+    ]
     folder = results / "report"
     # The plan's own stamp would tell Snakemake that its runs are in the report.
     current = all(run.current for game in games for run in game.runs)
@@ -114,14 +120,14 @@ def write_report(results: Path) -> Report:
     report = Report(
         path=folder / "index.html",
         stamp=folder / stamp,
+        fingerprint=plan.fingerprint,
         preset=plan.preset,
         reproduction=plan.complete_protocol,
         games=games,
-        aggregates=aggregate([_normalised(game) for game in scored]) if scored else None,
+        aggregates=aggregate(normalised) if normalised else None,
         baselines=baselines,
     )
-    files = _render(report, plan.fingerprint)
-    _replace(folder, files, report.stamp, plan.fingerprint, report)
+    _replace(report, _render(report))
     return report
 
 
@@ -145,16 +151,17 @@ def read_returns(results: Path) -> list[tuple[str, int, float]]:
 
 def console_table(report: Report) -> Table:
     """The scores as a table for a terminal of 80 columns: a row per game, then the aggregates."""
-    seeds = _range([len(game.runs) for game in report.games])
+    seeds = span([len(game.runs) for game in report.games])
     title = f"Drama: {count(len(report.games), 'game')}, {seeds} seed{'s' * (seeds != '1')} each"
     if report.label:
         title += f"\n[bold red]{escape(report.label)}[/]"
-    runs = [run for game in report.games for run in game.runs]
-    beside = _beside(runs)
+    beside = _beside(report.runs)
+    earlier = sorted({(r.git_commit or "unknown")[:8] for r in report.runs if not r.current})
+    marked = f"\n* {EARLIER}: commit {', '.join(earlier)}" if earlier else ""
     references = ("random", "human", DRAMA)[len(beside) :]  # as many as there is room for
     table = Table(
         title=title,
-        caption=f"return: {_scored_by(runs)} actions; Drama: as published{_earlier_note(report)}",
+        caption=f"return: {_scored_by(report.runs)} actions; Drama: as published{marked}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
@@ -183,68 +190,53 @@ def console_table(report: Report) -> Table:
     return table
 
 
-def _earlier_note(report: Report) -> str:
-    commits = sorted({(run.git_commit or "unknown")[:8] for run in report.earlier})
-    return f"\n* {EARLIER}: commit {', '.join(commits)}" if commits else ""
-
-
-def _normalised(game: GameScore) -> np.ndarray:
-    return np.array([run.human_normalised_score for run in game.runs], dtype=np.float64)
-
-
-def _render(report: Report, fingerprint: str) -> dict[str, bytes]:
+def _render(report: Report) -> dict[str, bytes]:
     """Every file of the report but the stamp, by its path in the report's folder."""
-    label = report.label
-    figures = dict(draw(report.games, report.baselines, report.aggregates, label))
+    figures = dict(draw(report.games, report.baselines, report.aggregates, report.label))
     rows = _rows(report)
     files = {f"figures/{name}": text.encode() for name, text in figures.items()}
     files["scores.csv"] = _csv(rows)
-    files["scores.parquet"] = _parquet(rows, report, fingerprint)
+    files["scores.parquet"] = _parquet(rows, report)
     files["aggregates.json"] = canonical_json(_aggregates_document(report)).encode()
     files["metrics.json"] = canonical_json(_metrics_document(report)).encode()
-    context = _context(report, fingerprint, set(figures))
+    context = _context(report, set(figures))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("drama.report"), undefined=jinja2.StrictUndefined,
         autoescape=lambda name: bool(name and name.endswith((".html.j2", ".css.j2"))),
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {
-        "number": number, "ratio": ratio, "interval": interval, "duration": duration,
-        "method": method_name, "integer": integer,
-        "known": lambda value: DASH if value is None else integer(value),
-    }  # fmt: skip
+    filters = (number, ratio, interval, duration, integer, method_name)
+    environment.filters |= {function.__name__: function for function in filters}
     for template, name in (("report.md.j2", "report.md"), ("index.html.j2", "index.html")):
         files[name] = environment.get_template(template).render(context).encode()
     return files
 
 
-def _context(report: Report, fingerprint: str, figures: set[str]) -> dict[str, Any]:
-    baselines, games = report.baselines, report.games
-    scored = [game.game for game in games if game.human_normalised_score is not None]
-    runs = [run for game in games for run in game.runs]
+def _context(report: Report, figures: set[str]) -> dict[str, Any]:
+    baselines, games, runs = report.baselines, report.games, report.runs
+    counted = [game.game for game in scored(games)]
     shown = set(baselines.methods)
     families = {
         family: [method for method in methods if method in shown]
         for family, methods in FAMILIES.items()
     }
     return {
-        "report": report, "baselines": baselines, "games": games, "runs": runs, "scored": scored,
+        "report": report, "baselines": baselines, "games": games, "runs": runs, "scored": counted,
         "aggregates": report.aggregates, "aggregate_names": AGGREGATES, "families": families,
-        "comparison": _comparison(report, scored, families), "figures": figures,
-        "all_games": len(scored) == len(baselines.games), "fingerprint": fingerprint,
-        "single_source": [game for game in scored if game in baselines.single_source],
+        "comparison": _comparison(report, families), "figures": figures,
+        "all_games": len(counted) == len(baselines.games), "fingerprint": report.fingerprint,
+        "single_source": [game for game in counted if game in baselines.single_source],
         "unpublished": [m for methods in FAMILIES.values() for m in methods if m not in shown],
-        "notes": _notes(report, runs, scored), "repetitions": BOOTSTRAP_REPETITIONS,
+        "notes": notes(games, baselines), "repetitions": BOOTSTRAP_REPETITIONS,
         "scored_by": _scored_by(runs), "beside": _beside(runs),
         "training_episodes": TRAINING_EPISODES,
-        "seeds": _range([len(game.runs) for game in games]),
-        "steps": _range([run.steps for run in runs]),
-        "episodes": _range([run.episodes for run in runs]),
+        "seeds": span([len(game.runs) for game in games]),
+        "steps": span([run.steps for run in runs]),
+        "episodes": span([run.episodes for run in runs]),
         "commits": sorted({run.git_commit for run in runs if run.git_commit}),
-        "protocol": {"steps": PROTOCOL_STEPS, "episodes": PROTOCOL_EPISODES,
-                     "seeds": PROTOCOL_SEEDS},
+        "protocol": {"steps": PROTOCOL_STEPS, "episodes": PROTOCOL_EPISODES},
         "DRAMA": DRAMA, "EARLIER": EARLIER,
-        "title": f"Drama on {'Atari 100k' if scored else ', '.join(g.game for g in games)}",
+        "title": f"Drama on {'Atari 100k' if counted else ', '.join(g.game for g in games)}",
     }  # fmt: skip
 
 
@@ -259,136 +251,24 @@ def _beside(runs: Sequence[RunScore]) -> list[Actions]:
     return [way for way in WAYS if way in played and any(run.actions != way for run in runs)]
 
 
-def _comparison(
-    report: Report, scored: list[str], families: dict[str, list[str]]
-) -> list[dict[str, Any]]:
+def _comparison(report: Report, families: dict[str, list[str]]) -> list[dict[str, Any]]:
     """Rows of the comparison: aggregates of the games' means, the same games for everyone."""
-    baselines = report.baselines
-    means = [g.human_normalised_score for g in report.games if g.human_normalised_score is not None]
-    own = aggregate([np.array([mean]) for mean in means]) if means else None
-    complete = len(scored) == len(baselines.games)
-    rows: list[dict[str, Any]] = [
+    baselines, games = report.baselines, scored(report.games)
+    names = [game.game for game in games]
+    own = over_means(games) if games else None
+    complete = len(games) == len(baselines.games)
+    return [
         {"name": "These runs", "family": "", "same": own, "all": own if complete else None,
-         "kind": "ours", "single_source": False}
+         "kind": "ours", "single_source": False},
+        *(
+            {"name": method_name(method), "family": family,
+             "same": published_aggregates(baselines, method, names),
+             "all": published_aggregates(baselines, method, baselines.games),
+             "kind": "drama" if method == DRAMA else "", "single_source": method == DRAMA}
+            for family, methods in families.items()
+            for method in methods
+        ),
     ]  # fmt: skip
-    for family, methods in families.items():
-        for method in methods:
-            rows.append({
-                "name": method_name(method), "family": family,
-                "same": published_aggregates(baselines, method, scored),
-                "all": published_aggregates(baselines, method, baselines.games),
-                "kind": "drama" if method == DRAMA else "",
-                "single_source": method == DRAMA,
-            })  # fmt: skip
-    return rows
-
-
-def _notes(report: Report, runs: Sequence[RunScore], scored: list[str]) -> list[str]:
-    """What a reader has to know about these particular runs."""
-    notes = []
-    seeds = [len(game.runs) for game in report.games]
-    others = [game.game for game in report.games if game.human_normalised_score is None]
-    if scored and len(scored) < len(report.baselines.games):
-        notes.append(
-            f"{len(scored)} of the benchmark's {len(report.baselines.games)} games: aggregates "
-            "over so few are not those of the benchmark."
-        )
-    if others:
-        notes.append(
-            f"{', '.join(others)}: no published reference values, hence no human-normalised score "
-            "and no part in the aggregates."
-        )
-    if min(seeds) < PROTOCOL_SEEDS:
-        notes.append(
-            f"{_range(seeds)} {'seed' if max(seeds) == 1 else 'seeds'} per game, where the "
-            f"protocol has {PROTOCOL_SEEDS}."
-        )
-    if report.aggregates is not None:
-        notes += _interval_notes([g for g in report.games if g.game in scored])
-    off = [r for r in runs if (r.steps, r.episodes) != (PROTOCOL_STEPS, PROTOCOL_EPISODES)]
-    if off:
-        notes.append(
-            f"{_range([run.steps for run in runs])} agent steps and "
-            f"{_range([run.episodes for run in runs])} evaluation episodes per run, where the "
-            f"protocol has {integer(PROTOCOL_STEPS)} and {PROTOCOL_EPISODES}."
-        )
-    return notes + _episode_notes(runs) + _code_notes(report, runs)
-
-
-def _code_notes(report: Report, runs: Sequence[RunScore]) -> list[str]:
-    notes = []
-    if report.earlier:
-        notes.append(
-            f"{len(report.earlier)} of {count(len(runs), 'run')} or their evaluations are of "
-            "earlier code than was planned, with the same settings; the table of runs marks them."
-        )
-    commits = {run.git_commit for run in runs}
-    if len({commit and commit.removesuffix("-dirty") for commit in commits}) > 1:
-        notes.append("The runs were made at different commits; the table of runs shows which.")
-    if any(commit and commit.endswith("-dirty") for commit in commits):
-        notes.append("Some runs were made from a working tree with changes not committed (dirty).")
-    return notes
-
-
-def _episode_notes(runs: Sequence[RunScore]) -> list[str]:
-    """What a mean over evaluation episodes stands on, where that is less than it seems."""
-    notes = []
-    for way in WAYS:
-        played = [(run, run.played[way]) for run in runs if way in run.played]
-        same = [run for run, found in played if found.all_same]
-        if same:
-            notes.append(
-                f"All {way} episodes are one and the same in {_names(same)}: such a mean says no "
-                "more than a single episode."
-            )
-        early = [run for run, found in played if found.episodes < found.asked]
-        if early:
-            counts = [_range([getattr(run.played[way], name) for run in early])
-                      for name in ("episodes", "asked")]  # fmt: skip
-            notes.append(
-                f"{counts[0]} {way} episodes, where {counts[1]} were asked for, in "
-                f"{_names(early)}: evaluation stopped there, the first being all the same."
-            )
-        cut = sum(found.truncated for _, found in played)
-        if cut:
-            notes.append(
-                f"{cut} of {sum(found.episodes for _, found in played)} {way} episodes were "
-                f"truncated, in {_names([run for run, found in played if found.truncated])}."
-            )
-    return notes
-
-
-def _names(runs: Sequence[RunScore]) -> str:
-    """Runs for reading: "Krull (seeds 0, 2), Pong (seed 1)"."""
-    seeds: dict[str, list[str]] = {}
-    for run in runs:
-        seeds.setdefault(run.game, []).append(str(run.seed))
-    return ", ".join(
-        f"{game} (seed{'s' * (len(numbers) > 1)} {', '.join(numbers)})"
-        for game, numbers in seeds.items()
-    )
-
-
-def _interval_notes(games: Sequence[GameScore]) -> list[str]:
-    counts = [len(game.runs) for game in games]
-    single = [game.game for game in games if len(game.runs) == 1]
-    notes = []
-    if single:
-        which = "every game" if len(single) == len(games) else ", ".join(single)
-        notes.append(
-            f"No intervals: {which} has one seed, and one seed says nothing about its spread."
-        )
-    elif min(counts) < PROTOCOL_SEEDS:
-        notes.append(
-            f"The bootstrap redraws runs within a game. From {min(counts)} seeds there is little "
-            "to redraw: read the intervals as too narrow."
-        )
-    if len(set(counts)) > 1:
-        notes.append(
-            "Games differ in their number of seeds. Each keeps the same weight in the aggregates, "
-            "and is redrawn with its own number of seeds."
-        )
-    return notes
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
@@ -403,8 +283,7 @@ def _rows(report: Report) -> list[dict[str, Any]]:
             "human": baselines.human.get(run.game),
             "drama_published": baselines.published(DRAMA, run.game),
         }
-        for game in report.games
-        for run in game.runs
+        for run in report.runs
     ]
 
 
@@ -412,19 +291,14 @@ def _csv(rows: list[dict[str, Any]]) -> bytes:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, SCHEMA.names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({n: _word(value) for n, value in row.items()} for row in rows)
+    for row in rows:
+        words = {name: str(v).lower() for name, v in row.items() if isinstance(v, bool)}
+        writer.writerow(row | words)
     return buffer.getvalue().encode()
 
 
-def _word(value: Any) -> Any:
-    return str(value).lower() if isinstance(value, bool) else value
-
-
-def _parquet(rows: list[dict[str, Any]], report: Report, fingerprint: str) -> bytes:
-    origin = {
-        "format": FORMAT, "fingerprint": fingerprint, "preset": report.preset,
-        "reproduction": report.reproduction,
-    }  # fmt: skip
+def _parquet(rows: list[dict[str, Any]], report: Report) -> bytes:
+    origin = report.origin | {"fingerprint": report.fingerprint}
     schema = SCHEMA.with_metadata({b"drama": json.dumps(origin, sort_keys=True).encode()})
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
@@ -433,9 +307,7 @@ def _parquet(rows: list[dict[str, Any]], report: Report, fingerprint: str) -> by
 
 def _aggregates_document(report: Report) -> dict[str, Any]:
     return {
-        "format": FORMAT,
-        "preset": report.preset,
-        "reproduction": report.reproduction,
+        **report.origin,
         "aggregates": asdict(report.aggregates) if report.aggregates else None,
         "games": {
             game.game: {
@@ -458,9 +330,8 @@ def _metrics_document(report: Report) -> dict[str, Any]:
     return {**aggregates, "human_normalised_score": games}
 
 
-def _replace(
-    folder: Path, files: dict[str, bytes], stamp: Path, fingerprint: str, report: Report
-) -> None:
+def _replace(report: Report, files: dict[str, bytes]) -> None:
+    folder = report.path.parent
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for old in folder.glob("report-*.json"):
         old.unlink()
@@ -471,52 +342,11 @@ def _replace(
         with replacing(folder / name) as temporary:
             temporary.write_bytes(content)
     document = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "preset": report.preset,
-        "reproduction": report.reproduction,
+        **report.origin,
+        "fingerprint": report.fingerprint,
         "files": [
             {"path": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
             for name, content in sorted(files.items())
         ],
     }
-    write_json(stamp, document)
-
-
-def number(value: float | None) -> str:
-    """A return for reading: one decimal below 10 000, digits in groups of three."""
-    if value is None:
-        return DASH
-    text = f"{value:z,.1f}" if abs(value) < 10_000 else f"{value:,.0f}"
-    return typeset(text)
-
-
-def ratio(value: float | None) -> str:
-    """A human-normalised score for reading: three decimals."""
-    return DASH if value is None else typeset(f"{value:z.3f}")
-
-
-def interval(estimate: Estimate) -> str | None:
-    """An estimate's interval for reading; None where there is none."""
-    if estimate.low is None or estimate.high is None:
-        return None
-    return f"{ratio(estimate.low)} to {ratio(estimate.high)}"
-
-
-def duration(seconds: float) -> str:
-    """A wall time for reading, in its two largest units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def integer(value: int) -> str:
-    """A count for reading, digits in groups of three."""
-    return typeset(f"{value:,}")
-
-
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return integer(low) if low == high else f"{integer(low)} to {integer(high)}"
+    write_json(report.stamp, document)

@@ -9,28 +9,25 @@ that the plan names, so the same inputs always give the same numbers.
 from __future__ import annotations
 
 import csv
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rliable import library, metrics
 
 from drama.agent.settings import Actions
 from drama.errors import DramaError, reason
 from drama.files import sha256_file
-from drama.pipeline.artifacts.evaluations import EvaluationDamaged, Played, read_noted
+from drama.pipeline.artifacts.evaluations import Evaluation, EvaluationDamaged, Played, read_noted
+from drama.pipeline.artifacts.records import Artifact, Record
 from drama.pipeline.history import earlier_run, noted_evaluation
 from drama.pipeline.plans import Plan, PlannedRun
+from drama.report.aggregates import Aggregates, aggregate
 
-FORMAT = 1
 PROTOCOL_STEPS = 100_000
 """Agent steps of the Atari100k protocol (400 000 frames)."""
 PROTOCOL_EPISODES = 100
@@ -52,10 +49,6 @@ FAMILIES = {
     "Search": ("EfficientZero", "EfficientZeroV2"),
     "Model-free": ("SPR", "SR-SPR", "BBF", "PPO"),
 }  # fmt: skip
-
-BOOTSTRAP_SEED = 2410
-BOOTSTRAP_REPETITIONS = 5_000
-CONFIDENCE = 0.95
 
 
 class ReportError(DramaError):
@@ -107,19 +100,11 @@ class RunScore:
     folder: Path
     actions: Actions  # that the score was played with
     played: Mapping[Actions, Played]  # the score's episodes, and those played beside them
+    different: int  # of the score's episodes
+    truncated: int  # likewise
     training_return: float | None  # mean over the last training episodes; None without one
     training_episodes: int
-    current: bool = True  # the planned run and evaluation, not those of earlier code
-
-    @property
-    def different(self) -> int | None:
-        """How many of the score's episodes differ; None where nobody noted it."""
-        return self.played[self.actions].different
-
-    @property
-    def truncated(self) -> int:
-        """How many of the score's episodes were cut off."""
-        return self.played[self.actions].truncated
+    current: bool  # the planned run and evaluation, not those of earlier code
 
     def return_by(self, way: Actions) -> float | None:
         """Mean return with actions chosen in one way; None where that was not played."""
@@ -149,30 +134,19 @@ class GameScore:
         return _mean([run.return_by(way) for run in self.runs])
 
 
+def scored(games: Sequence[GameScore]) -> list[GameScore]:
+    """Return the games that have published reference values."""
+    return [game for game in games if game.human_normalised_score is not None]
+
+
+def over_means(games: Sequence[GameScore]) -> Aggregates:
+    """Aggregate the games' means, one value per game, as far as publications go."""
+    return aggregate([np.array([game.human_normalised_score]) for game in games])
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval, where one is defined."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Aggregates:
-    """The four aggregates of human-normalised scores over `games` games and `runs` runs."""
-
-    games: int
-    runs: int
-    mean: Estimate
-    median: Estimate
-    interquartile_mean: Estimate
-    optimality_gap: Estimate
 
 
 def human_normalised_score(score: float, random: float, human: float) -> float:
@@ -235,12 +209,12 @@ def read_run(planned: PlannedRun, current: bool, baselines: Baselines) -> RunSco
     Raises ReportError when either is missing, damaged or belongs to another run.
     """
     record = _read_record(planned)
-    played, score = _read_evaluation(planned)
-    for artifact in record["artifacts"]:
-        if artifact["path"] in ("episodes.parquet", "training.parquet"):
+    evaluation = _read_evaluation(planned)
+    for artifact in record.artifacts:
+        if artifact.path in ("episodes.parquet", "training.parquet"):
             _check_artifact(planned, artifact)
     training = read_curve(planned, "episodes.parquet", ["episode_return"])["episode_return"]
-    last = training[-TRAINING_EPISODES:]
+    last, score = training[-TRAINING_EPISODES:], evaluation.score
     return RunScore(
         game=planned.game,
         seed=planned.seed,
@@ -248,15 +222,17 @@ def read_run(planned: PlannedRun, current: bool, baselines: Baselines) -> RunSco
         standard_deviation=float(np.std(score.returns)),
         episodes=score.episodes,
         human_normalised_score=baselines.normalise(planned.game, score.mean_return),
-        steps=int(record["steps"]),
-        device=str(record["device"]),
-        wall_seconds=float(record["wall_seconds"]),
+        steps=record.steps,
+        device=record.device,
+        wall_seconds=record.wall_seconds,
         run=planned.fingerprint,
         evaluation=planned.evaluation_fingerprint,
-        git_commit=record["git_commit"],
+        git_commit=record.git_commit,
         folder=planned.folder,
         actions=score.actions,
-        played=played,
+        played=evaluation.played,
+        different=score.different,
+        truncated=score.truncated,
         training_return=float(np.mean(last)) if last.size else None,
         training_episodes=last.size,
         current=current,
@@ -279,27 +255,21 @@ def _at_hand(planned: PlannedRun) -> tuple[PlannedRun, bool]:
     return replace(planned, fingerprint=run, evaluation_fingerprint=noted.fingerprint), False
 
 
-def _read_record(planned: PlannedRun) -> dict[str, Any]:
+def _read_record(planned: PlannedRun) -> Record:
     path = planned.record
     if not path.is_file():
         raise _problem(planned, f"has not finished training ({path} is missing)", "train")
     try:
-        record = json.loads(path.read_bytes())
-        found = record["fingerprint"]
-        for key in ("artifacts", "device", "wall_seconds", "git_commit", "steps"):
-            record[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _problem(
-            planned,
-            f"has an unreadable record, {path} ({reason(error)}); remove it",
-            "train",
-        ) from error
-    if found != planned.fingerprint:
+        record = Record.model_validate_json(path.read_bytes())
+    except ValueError as error:  # ValidationError is one
+        what = f"has an unreadable record, {path} ({reason(error)}); remove it"
+        raise _problem(planned, what, "train") from error
+    if (found := record.fingerprint) != planned.fingerprint:
         raise _problem(planned, f"has the record of another run, {found!r}, in {path}", "train")
-    return dict(record)
+    return record
 
 
-def _read_evaluation(planned: PlannedRun) -> tuple[Mapping[Actions, Played], Played]:
+def _read_evaluation(planned: PlannedRun) -> Evaluation:
     path = planned.evaluation
     if not path.is_file():
         raise _problem(planned, f"has not been evaluated ({path} is missing)", "evaluate")
@@ -309,14 +279,14 @@ def _read_evaluation(planned: PlannedRun) -> tuple[Mapping[Actions, Played], Pla
         raise _problem(planned, f"has an unreadable evaluation: {error}", "evaluate") from error
     if (found.run, found.fingerprint) != (planned.fingerprint, planned.evaluation_fingerprint):
         raise _problem(planned, f"has the evaluation of another run in {path}", "evaluate")
-    return found.played, found.score
+    return found
 
 
-def _check_artifact(planned: PlannedRun, artifact: dict[str, Any]) -> None:
-    path = planned.folder / artifact["path"]
+def _check_artifact(planned: PlannedRun, artifact: Artifact) -> None:
+    path = planned.folder / artifact.path
     if not path.is_file():
         state = "is missing"
-    elif sha256_file(path) != artifact["sha256"]:
+    elif sha256_file(path) != artifact.sha256:
         state = "is not the file that the run recorded"
     else:
         return
@@ -349,69 +319,12 @@ def read_curve(
             "Restore it from version control, or remove the record, run-*.json, beside it and "
             "train again."
         ) from error
-    curve = {"step": steps}
-    for column in columns:
-        present = column in table.column_names
-        values = (
-            table[column].cast(pa.float64()).to_numpy() if present else np.full_like(steps, np.nan)
-        )
-        curve[column] = values
-    return curve
-
-
-def aggregate(scores: Sequence[np.ndarray]) -> Aggregates:
-    """Aggregate human-normalised scores with 95 % stratified bootstrap intervals.
-
-    `scores` holds one float64 array [runs] per game; games may differ in their number of runs,
-    and every game has the same weight (see `_estimates`). Runs are drawn with replacement within
-    each game (Agarwal et al. 2021, section 4). Over a single run the bootstrap has nothing to
-    draw from, so intervals are left out unless every game has two runs. Raises ValueError when a
-    game is empty or a score is not finite.
-    """
-    games = [np.asarray(game, dtype=np.float64) for game in scores]
-    if not games or any(game.ndim != 1 or game.size == 0 for game in games):
-        raise ValueError(f"expected one non-empty array per game, got {list(scores)!r}")
-    if not all(np.isfinite(game).all() for game in games):
-        raise ValueError(f"scores must be finite, got {list(scores)!r}")
-    runs = sum(game.size for game in games)
-    if min(game.size for game in games) < 2:
-        values = [Estimate(float(value)) for value in _estimates(*games)]
-    else:
-        values = _with_intervals(games)
-    return Aggregates(len(games), runs, *values)
-
-
-def _with_intervals(games: list[np.ndarray]) -> list[Estimate]:
-    # rliable 1.2.0 draws from NumPy's global generator whatever random_state it is given.
-    state = np.random.get_state()
-    np.random.seed(BOOTSTRAP_SEED)
-    try:
-        points, intervals = library.get_interval_estimates(
-            {"runs": games}, _estimates, reps=BOOTSTRAP_REPETITIONS,
-            confidence_interval_size=CONFIDENCE,
-        )  # fmt: skip
-    finally:
-        np.random.set_state(state)
-    low, high = intervals["runs"]
-    return [
-        Estimate(*map(float, estimate)) for estimate in zip(points["runs"], low, high, strict=True)
-    ]
-
-
-def _estimates(*games: np.ndarray) -> np.ndarray:
-    """Mean, median, interquartile mean and optimality gap, [4], of one array [runs] per game.
-
-    Where games differ in their number of runs, each run is repeated until all games have equally
-    many, which gives every game the same weight and leaves a rectangular input as it is.
-    """
-    rows = math.lcm(*(game.size for game in games))
-    matrix = np.column_stack([np.repeat(game, rows // game.size) for game in games])
-    return np.array([
-        metrics.aggregate_mean(matrix),
-        metrics.aggregate_median(matrix),
-        metrics.aggregate_iqm(matrix),
-        metrics.aggregate_optimality_gap(matrix),
-    ])  # fmt: skip
+    return {"step": steps} | {
+        column: table[column].cast(pa.float64()).to_numpy()
+        if column in table.column_names
+        else np.full_like(steps, np.nan)
+        for column in columns
+    }
 
 
 def published_aggregates(

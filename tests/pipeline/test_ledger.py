@@ -1,4 +1,4 @@
-"""`drama record` and what follows from it: real DVC, real files, a folder as remote, real kills."""
+"""`drama record` and what follows from it: real DVC, real files, real kills."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.lock import Lock
-from dvc_project import GAMES, STAGES, Clone, make_trained, records, sha256
+from dvc_project import GAMES, STAGES, Clone, record_of, records, sha256
 from test_pipeline import NOTHING
 
 from drama.pipeline.artifacts.ledger import Recorded, record
-from drama.pipeline.artifacts.store import NotFetched, fetch
 
 pytestmark = pytest.mark.xdist_group("ledger")
 
@@ -53,40 +52,6 @@ main()
 """
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    return make_trained(tmp_path_factory.mktemp("trained") / "clone")
-
-
-@pytest.fixture(scope="module")
-def recorded(trained: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """Recorded, pushed and committed."""
-    clone = trained.copy(tmp_path_factory.mktemp("recorded") / "copy")
-    assert f"{STAGES} stages, {STAGES} recorded" in clone.run("drama", "record")
-    clone.run("dvc", "push", "--quiet")
-    clone.commit()
-    return clone
-
-
-@pytest.fixture
-def fresh(trained: Clone, tmp_path: Path) -> Clone:
-    """A copy with whole runs, not recorded yet."""
-    return trained.copy(tmp_path / "copy")
-
-
-@pytest.fixture
-def project(recorded: Clone, tmp_path: Path) -> Clone:
-    """A copy with everything recorded."""
-    return recorded.copy(tmp_path / "copy")
-
-
-@pytest.fixture
-def other(recorded: Clone, tmp_path: Path) -> Clone:
-    """Another user's clone: what git holds, and nothing else."""
-    shutil.copytree(recorded.root.parent / "drama-artifacts", tmp_path / "drama-artifacts")
-    return recorded.clone(tmp_path / "other")
-
-
 @pytest.fixture
 def record_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Clone], Recorded]:
     """`drama record` without a process of its own."""
@@ -106,12 +71,6 @@ def stages(clone: Clone) -> dict[str, object]:
 def status(clone: Clone) -> set[str]:
     """The stages that `dvc status` names."""
     return set(json.loads(clone.run("dvc", "status", "--json").splitlines()[-1]))
-
-
-def record_of(clone: Clone, game: str) -> Path:
-    """A run's record, from the project's root."""
-    (path,) = clone.folder(game).glob("run-*.json")
-    return path.relative_to(clone.root)
 
 
 # --- recording -----------------------------------------------------------------------------------
@@ -198,7 +157,7 @@ def test_a_run_that_was_trained_again_is_recorded_again(
             file.write(b"another")
         (folder / "new").replace(folder / name)
         item = next(item for item in document["artifacts"] if item["path"] == name)
-        item["sha256"] = sha256(folder / name)
+        item |= {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
     record_file.write_text(json.dumps(document), encoding="utf-8")
     done = record_in(project)
     assert "train@Pong-0" in done.recorded and "train@Boxing-0" not in done.recorded
@@ -306,60 +265,6 @@ def test_a_run_that_goes_on_never_writes_into_the_cache(project: Clone) -> None:
     checkpoint = (project.folder("Pong") / "checkpoint.parquet").stat()
     assert checkpoint.st_nlink == 1 and checkpoint.st_mode & 0o200
     assert written == {path: path.stat().st_mtime_ns for path in cached}
-
-
-def test_evaluating_fetches_the_checkpoint(other: Clone, recorded: Clone) -> None:
-    (evaluation,) = other.results("runs/Pong/seed0/evaluation-*.parquet")
-    expected = evaluation.read_bytes()
-    evaluation.unlink()
-    command = ("drama", "evaluate", "results/tiny/recipes/Pong/seed0.json", "--device", "cpu")
-    assert "fetched from remote 'artifacts'" in other.run(*command)
-    assert evaluation.read_bytes() == expected
-    assert set(other.present("Pong")) == {"checkpoint.parquet"}
-    assert "nothing new" in other.run("drama", "record")
-    assert other.git("status", "--porcelain") == ""
-
-
-@pytest.mark.parametrize("fault", ["missing", "damaged"])
-def test_a_bad_blob_is_named_and_never_taken(
-    other: Clone, recorded: Clone, fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blob = other.root.parent / recorded.remote_blob("Pong").relative_to(recorded.root.parent)
-    blob.chmod(0o644)
-    if fault == "missing":
-        blob.unlink()
-    else:
-        blob.write_bytes(blob.read_bytes()[:-1] + b"?")
-    monkeypatch.chdir(other.root)
-    with pytest.raises(NotFetched) as caught:
-        fetch(record_of(other, "Pong"), "checkpoint.parquet", "train@Pong-0")
-    for word in (str(CHECKPOINT), str(blob), "dvc push train@Pong-0"):
-        assert word in str(caught.value)
-    assert not CHECKPOINT.exists() and not list(CHECKPOINT.parent.glob(".*.part"))
-
-    process = other.start("dvc", "pull")
-    output, _ = process.communicate()
-    assert process.returncode != 0, output
-    assert str(CHECKPOINT) in output or blob.name in output
-    assert "checkpoint.parquet" not in other.present("Pong")
-    assert other.present("Boxing") == other.blobs("Boxing")
-
-
-def test_a_damaged_copy_in_the_cache_is_passed_over(
-    project: Clone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(project.root)
-    wanted = (record_of(project, "Pong"), "checkpoint.parquet", "train@Pong-0")
-    md5 = project.remote_blob("Pong")
-    cached = Path(".dvc/cache/files/md5") / md5.parent.name / md5.name
-    content = CHECKPOINT.read_bytes()
-    CHECKPOINT.unlink()
-    assert fetch(*wanted) == ".dvc/cache/files/md5"
-    CHECKPOINT.unlink()
-    cached.chmod(0o644)
-    cached.write_bytes(b"damaged")
-    assert "remote" in fetch(*wanted)
-    assert CHECKPOINT.read_bytes() == content
 
 
 # --- what a kill leaves --------------------------------------------------------------------------

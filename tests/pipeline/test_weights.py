@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.numpy import load
 from workspace import GAME, SEED, Workspace
 
@@ -35,6 +34,7 @@ from drama.pipeline.recipes import read_evaluation_recipe, read_recipe
 from drama.runs.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
+DEEP = "[" * 60_000
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +106,11 @@ def signed(content: bytes, change: Callable[[dict[str, str]], None]) -> bytes:
 # --- what is written -----------------------------------------------------------------------------
 
 
-def test_the_file_holds_what_playing_needs_and_where_it_comes_from(exported: Workspace) -> None:
+def test_the_file_holds_what_playing_needs_and_where_it_comes_from(
+    exported: Workspace, content: bytes
+) -> None:
     run, state = run_of(exported), state_of(exported)
-    with safe_open(weights(exported), framework="numpy") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = header_of(content)[0]["__metadata__"], load(content)
     slow = {name for name in state if name.startswith("behaviour.slow_critic.")}
     assert slow and tensors.keys() == state.keys() - slow
     for name, tensor in tensors.items():
@@ -167,17 +167,12 @@ def test_the_card_says_what_it_is_how_it_scored_and_how_to_play(exported: Worksp
     assert [episode.index for episode in printed[0]] == [0]
 
 
-def test_nothing_is_exported_of_a_run_that_is_not_whole(copy: Workspace) -> None:
-    next(copy.folder.glob("run-*.json")).unlink()
-    weights(copy).unlink()
-    assert "no whole run there" in copy.run("export", str(copy.folder), expected=2)
-    assert not list(copy.folder.glob("weights-*.safetensors"))
-
-
-def test_nothing_is_exported_of_several_runs(copy: Workspace) -> None:
+def test_nothing_is_exported_of_no_whole_run_or_several(copy: Workspace) -> None:
     shutil.copytree(copy.folder, copy.folder.with_name("seed10"))
     with pytest.raises(ConfigurationError, match=r"2 whole runs there"):
         export(copy.root / "results")
+    next(copy.folder.glob("run-*.json")).unlink()
+    assert "no whole run there" in copy.run("export", str(copy.folder), expected=2)
 
 
 def test_nothing_is_exported_of_another_checkpoint(copy: Workspace) -> None:
@@ -192,6 +187,17 @@ def test_nothing_is_exported_of_another_checkpoint(copy: Workspace) -> None:
     with pytest.raises(WeightsError, match=f"not here; `dvc pull train@{GAME}-{SEED}`"):
         export(copy.folder)
     assert not list(copy.folder.glob("weights-*.safetensors"))
+
+
+def test_the_card_alone_is_written_anew_where_the_weights_are_all_there_is(copy: Workspace) -> None:
+    before = {path: path.read_bytes() for path in copy.folder.glob("weights-*")}
+    (copy.folder / "checkpoint.parquet").unlink()
+    weights(copy).with_suffix(".md").write_text("another")
+    assert set(export(copy.recipe)) == before.keys()
+    assert {path: path.read_bytes() for path in before} == before
+    weights(copy).write_bytes(before[weights(copy)][:-1])
+    with pytest.raises(WeightsError, match="not a whole file"):
+        export(copy.recipe)
 
 
 def test_nothing_is_exported_that_does_not_read_back(
@@ -257,10 +263,7 @@ def test_no_file_a_long_header_and_other_files_are_refused(place: Path) -> None:
         (lambda m: m.update(recipe="x" * 70_000), "recipe"),
         (lambda m: m.update(recipe="{}"), "does not match its fingerprint"),
         (lambda m: m.update(recipe="[]", fingerprint=sha256_text("[]")), "its recipe is none"),
-        (
-            lambda m: m.update(recipe="[" * 60_000, fingerprint=sha256_text("[" * 60_000)),
-            "nested too deeply",
-        ),
+        (lambda m: m.update(recipe=DEEP, fingerprint=sha256_text(DEEP)), "nested too deeply"),
     ],
 )
 def test_metadata_is_parsed_before_it_is_used(
@@ -284,8 +287,7 @@ def with_settings(content: bytes, **more: Any) -> bytes:
 
 
 def test_a_recipe_can_ask_for_any_size_and_gets_no_memory(content: bytes, place: Path) -> None:
-    """2 ** 48 bytes for one matrix alone."""
-    size = 65_536
+    size = 65_536  # 2 ** 48 bytes for one matrix alone
     big = {"behaviour__critic_hidden": size, "sequence_model__width": size,
            "world_model__categoricals": size, "world_model__classes": size}  # fmt: skip
     place.write_bytes(with_settings(content, **big))
@@ -318,10 +320,6 @@ def test_tensors_that_are_not_the_recipes_are_named(content: bytes, place: Path)
 # --- playing -------------------------------------------------------------------------------------
 
 
-def outcomes(episodes: Any) -> list[tuple[int, float, int]]:
-    return [(episode.seed, episode.episode_return, episode.length) for episode in episodes]
-
-
 def test_a_loaded_agent_is_the_checkpoints(exported: Workspace) -> None:
     run = read_recipe(exported.recipe)
     checkpoint = exported.folder / "checkpoint.parquet"
@@ -352,7 +350,6 @@ def test_without_a_checkpoint_the_weights_play_the_recorded_evaluation(
 ) -> None:
     (evaluation,) = copy.folder.glob("evaluation-*.parquet")
     before = evaluation.read_bytes()
-    shutil.rmtree(copy.folder / "replay")
     (copy.folder / "checkpoint.parquet").unlink()
     evaluation.unlink()
     assert evaluate(copy) == evaluation

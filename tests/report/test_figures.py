@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from report_files import write_results
 
 from drama.pipeline.plans import read_plan
-from drama.report.figures import count, draw, mean_curve, smooth, spread, thin, typeset
+from drama.report.aggregates import aggregate
+from drama.report.figures import draw, mean_curve, smooth, spread, thin
 from drama.report.scores import (
     GameScore,
     ReportError,
-    aggregate,
     load_baselines,
     read_scores,
 )
@@ -108,11 +108,6 @@ def test_labels_are_moved_apart_in_order(positions: list[float]) -> None:
 
 def test_labels_far_apart_stay() -> None:
     assert spread([0.9, 0.1], 0.13) == [0.9, 0.1]
-
-
-def test_words_and_numbers() -> None:
-    assert typeset("-12,345.6") == "\u221212\u202f345.6"
-    assert (count(1, "game"), count(3, "game")) == ("1 game", "3 games")
 
 
 # -- figures ----------------------------------------------------------------------------------

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from report_files import plan_anew, write_evaluation, write_results
+from report_files import write_evaluation, write_results
 from rich.console import Console
 
 from drama.errors import ConfigurationError
 from drama.report import Report, ReportError, console_table, read_returns, write_report
-from drama.report.page import duration, number, ratio
 from drama.report.scores import PROTOCOL_STEPS
 
 RETURNS = {"Pong": [[-20.0, -18.0], [-21.0, -20.4]], "Boxing": [[1.0, 3.0, 5.0], [0.1, 0.1, 0.1]]}
@@ -61,6 +60,10 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def csv_of(report: Report) -> list[dict[str, str]]:
+    return list(csv.DictReader(report.path.with_name("scores.csv").read_text().splitlines()))
 
 
 def printed(report: Report, width: int = 80) -> str:
@@ -109,7 +112,7 @@ def test_the_stamp_names_the_plan_and_every_file(quick: Report) -> None:
 
 
 def test_csv_and_parquet_hold_the_same_runs(quick: Report) -> None:
-    rows = list(csv.DictReader((quick.path.parent / "scores.csv").read_text().splitlines()))
+    rows = csv_of(quick)
     table = pq.read_table(quick.path.parent / "scores.parquet")
     assert list(rows[0]) == table.column_names
     assert [(row["game"], int(row["seed"])) for row in rows] == [
@@ -190,7 +193,7 @@ def test_reduced_runs_are_labelled_everywhere(quick: Report) -> None:
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     assert LABEL in markdown.splitlines()[0]
     assert "Not a reproduction" in markdown.splitlines()[2]
-    for row in csv.DictReader((folder / "scores.csv").read_text().splitlines()):
+    for row in csv_of(quick):
         assert (row["preset"], row["reproduction"]) == ("quick", "false")
     table = pq.read_table(folder / "scores.parquet")
     assert set(table["reproduction"].to_pylist()) == {False}
@@ -208,8 +211,7 @@ def test_full_protocol_runs_are_not(full: Report) -> None:
         text = (full.path.parent / name).read_text(encoding="utf-8")
         assert "not a reproduction" not in text.lower()
     assert "reproduction" not in printed(full)
-    rows = csv.DictReader((full.path.parent / "scores.csv").read_text().splitlines())
-    assert {row["reproduction"] for row in rows} == {"true"}
+    assert {row["reproduction"] for row in csv_of(full)} == {"true"}
 
 
 # -- games without reference, single seeds ----------------------------------------------------
@@ -220,7 +222,7 @@ def test_a_game_without_reference_is_shown_raw(full: Report) -> None:
     assert "Catch8: no published reference values" in words
     assert "No intervals: every game has one seed" in words
     assert full.aggregates is not None and full.aggregates.games == 1
-    rows = list(csv.DictReader((full.path.parent / "scores.csv").read_text().splitlines()))
+    rows = csv_of(full)
     assert rows[1]["game"] == "Catch8" and rows[1]["human_normalised_score"] == ""
     table = pq.read_table(full.path.parent / "scores.parquet")
     assert table["human_normalised_score"].to_pylist()[1:] == [None, None]
@@ -236,7 +238,7 @@ def test_an_atari_game_outside_the_benchmark_is_shown_raw(tmp_path: Path) -> Non
     assert "SpaceInvaders: no published reference values" in words
     assert report.aggregates is not None and report.aggregates.games == 1
     assert report.label is None and "preset xs-as-published" in words
-    rows = list(csv.DictReader((report.path.parent / "scores.csv").read_text().splitlines()))
+    rows = csv_of(report)
     assert [row["human_normalised_score"] == "" for row in rows] == [False, True]
     assert rows[1]["mean_return"] == "500.0" and rows[1]["preset"] == "xs-as-published"
     text = (report.path.parent / "report.md").read_text(encoding="utf-8")
@@ -327,6 +329,8 @@ def test_what_was_played_beside_the_score_has_a_column_on_the_terminal(
         assert head.split() == ["game", *names.split(), "human-normalised"]
         assert "return: greedy actions; Drama: as published" in text
         assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+        for part in ("Pong", "\u221219.9", "0.024", "optimality gap", "IQM"):
+            assert part in text
 
 
 # -- the same bytes, and never half a report --------------------------------------------------
@@ -376,73 +380,3 @@ def test_a_new_plan_replaces_stamp_and_figures(tmp_path: Path) -> None:
     assert {p.name for p in (new.path.parent / "figures").iterdir()} == {
         "returns-Catch8.svg", "losses-Catch8.svg",
     }  # fmt: skip
-
-
-# -- for reading ------------------------------------------------------------------------------
-
-
-def test_the_console_table_fits_a_terminal(quick: Report) -> None:
-    text = printed(quick, width=80)
-    assert "…" not in text
-    for part in ("Pong", "\u221219.9", "0.024", "optimality gap", "IQM"):
-        assert part in text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "\u2013"), (-20.7, "\u221220.7"), (7127.7, "7\u202f127.7"), (69571.3, "69\u202f571"),
-     (-0.04, "0.0"), (0.0, "0.0"), (-12345.6, "\u221212\u202f346")],
-)  # fmt: skip
-def test_returns_for_reading(value: float | None, text: str) -> None:
-    assert number(value) == text
-
-
-def test_ratios_and_durations_for_reading() -> None:
-    assert (ratio(-0.0001), ratio(-0.0126), ratio(None)) == ("0.000", "\u22120.013", "\u2013")
-    assert [duration(s) for s in (41.4, 61, 3599.7, 33120)] == [
-        "41 s", "1 min 01 s", "1 h 00 min", "9 h 12 min",
-    ]  # fmt: skip
-
-
-# -- runs of earlier code ---------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def earlier(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    results = write_results(tmp_path_factory.mktemp("c") / "quick", RETURNS)
-    plan_anew(results, "Pong", 0)
-    return write_report(results)
-
-
-def test_runs_of_earlier_code_are_marked_everywhere(earlier: Report) -> None:
-    folder = earlier.path.parent
-    rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
-    assert [row["current"] for row in rows] == ["false", "true", "true", "true"]
-    assert pq.read_table(folder / "scores.parquet")["current"].to_pylist()[:2] == [False, True]
-    for text in (earlier.path.read_text(), (folder / "report.md").read_text()):
-        assert text.count("1 of 4 runs or their evaluations are of earlier code") == 1
-        (line,) = [
-            line for line in text.splitlines() if "<strong>earlier" in line or "**ear" in line
-        ]
-        assert "Pong" in line and "abcdef01" in line
-    table = printed(earlier)
-    assert "Pong *" in table and "Boxing *" not in table
-    assert "* earlier code: commit abcdef01" in table
-    assert max(map(len, table.splitlines())) <= 80
-
-
-def test_a_report_of_planned_runs_marks_none(quick: Report) -> None:
-    folder = quick.path.parent
-    assert "earlier code" not in quick.path.read_text() + (folder / "report.md").read_text()
-    assert "earlier code" not in printed(quick) and "Pong *" not in printed(quick)
-    assert ",true\n" in (folder / "scores.csv").read_text()
-
-
-def test_a_report_of_earlier_code_has_no_stamp_of_the_plans(earlier: Report) -> None:
-    """Or Snakemake would take the plan's report for made."""
-    plan = (earlier.path.parents[1] / "recipes/report.json").read_bytes()
-    name = f"report-{hashlib.sha256(plan).hexdigest()[:16]}"
-    assert [path.name for path in earlier.path.parent.glob("report-*.json")] == [
-        f"{name}-earlier.json"
-    ]
-    assert earlier.stamp.name == f"{name}-earlier.json"

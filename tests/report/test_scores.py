@@ -1,4 +1,4 @@
-"""drama.report.scores: reading, normalising, aggregating; the published numbers."""
+"""drama.report.scores: reading and normalising; the published numbers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from report_files import digest, plan_anew, write_evaluation, write_record, write_results
 
 from drama.agent.settings import ATARI_100K
-from drama.errors import ConfigurationError
 from drama.pipeline.plans import read_plan
 from drama.report.scores import (
     ReportError,
-    aggregate,
     human_normalised_score,
     load_baselines,
     published_aggregates,
@@ -92,121 +87,6 @@ def test_published_aggregates_need_every_game() -> None:
     assert published_aggregates(BASELINES, "Drama", []) is None
 
 
-# -- aggregates -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spend little where a test does not look at the intervals' ends."""
-    monkeypatch.setattr("drama.report.scores.BOOTSTRAP_REPETITIONS", 50)
-
-
-def matrix(seed: int, runs: int = 5, games: int = 26) -> np.ndarray:
-    return np.random.default_rng(seed).gamma(0.8, 0.9, size=(runs, games)) - 0.1
-
-
-@pytest.mark.usefixtures("few_draws")
-def test_aggregates_agree_with_numpy_and_scipy() -> None:
-    scores = matrix(0)
-    found = aggregate(list(scores.T))
-    assert (found.games, found.runs) == (26, 130)
-    per_game = scores.mean(axis=0)
-    assert found.mean.value == pytest.approx(per_game.mean())
-    assert found.median.value == pytest.approx(np.median(per_game))
-    assert found.interquartile_mean.value == pytest.approx(
-        scipy.stats.trim_mean(scores, 0.25, None)
-    )
-    # 130 runs: 32 are cut off at either end.
-    assert found.interquartile_mean.value == pytest.approx(np.sort(scores.ravel())[32:-32].mean())
-    assert found.optimality_gap.value == pytest.approx(1 - np.clip(scores, None, 1).mean())
-
-
-def test_intervals_agree_with_another_bootstrap() -> None:
-    scores = matrix(1)
-    found = aggregate(list(scores.T))
-    rng = np.random.default_rng(7)
-    drawn = scores[rng.integers(5, size=(4000, 5, 26)), np.arange(26)]  # [draws, runs, games]
-    draws = {
-        "mean": drawn.mean(axis=(1, 2)),
-        "median": np.median(drawn.mean(axis=1), axis=1),
-        "interquartile_mean": scipy.stats.trim_mean(drawn.reshape(4000, -1), 0.25, axis=1),
-        "optimality_gap": 1 - np.minimum(drawn, 1).mean(axis=(1, 2)),
-    }
-    for name, values in draws.items():
-        low, high = np.quantile(values, [0.025, 0.975])
-        estimate = getattr(found, name)
-        assert estimate.low == pytest.approx(low, abs=0.08 * (high - low)), name
-        assert estimate.high == pytest.approx(high, abs=0.08 * (high - low)), name
-
-
-@pytest.mark.usefixtures("few_draws")
-def test_interval_of_two_runs_by_hand() -> None:
-    # Redrawn, the mean of {0, 1} is 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4: both ends are
-    # likelier than 2.5 %.
-    found = aggregate([np.array([0.0, 1.0])])
-    assert (found.mean.low, found.mean.value, found.mean.high) == (0.0, 0.5, 1.0)
-
-
-@pytest.mark.usefixtures("few_draws")
-def test_games_with_different_numbers_of_runs_weigh_the_same_by_hand() -> None:
-    found = aggregate([np.array([0.0, 1.0]), np.array([2.0, 2.0, 2.0, 5.0])])
-    assert found.runs == 6
-    assert found.mean.value == pytest.approx((0.5 + 2.75) / 2)
-    assert found.median.value == pytest.approx((0.5 + 2.75) / 2)
-    # With every run of the first game counted twice: 0 0 [1 1 2 2] 2 5.
-    assert found.interquartile_mean.value == pytest.approx(1.5)
-    assert found.optimality_gap.value == pytest.approx(1 - (0.5 + 1.0) / 2)
-    assert found.mean.low is not None and found.mean.low < found.mean.value
-
-
-def test_every_game_is_redrawn_with_its_own_number_of_runs() -> None:
-    # The second game does not vary, so the interval is that of the first, scaled by its weight.
-    alone = aggregate([np.array([0.0, 1.0, 5.0])]).mean
-    beside = aggregate([np.array([0.0, 1.0, 5.0]), np.full(7, 3.0)]).mean
-    assert alone.low is not None and alone.high is not None
-    assert beside.low == pytest.approx((alone.low + 3) / 2, abs=0.05)
-    assert beside.high == pytest.approx((alone.high + 3) / 2, abs=0.05)
-
-
-def test_one_seed_has_no_interval() -> None:
-    found = aggregate([np.array([0.2, 0.4]), np.array([0.9])])
-    assert found.mean.value == pytest.approx(0.6)
-    assert found.mean.low is None and found.median.high is None
-
-
-@pytest.mark.usefixtures("few_draws")
-def test_intervals_neither_use_nor_touch_the_global_generator() -> None:
-    scores = [np.array([0.1, 0.5, 0.9]), np.array([0.3, 0.2, 1.4])]
-    np.random.seed(1)
-    first = aggregate(scores)
-    after = np.random.get_state()[1]
-    np.random.seed(1)
-    assert (after == np.random.get_state()[1]).all()
-    np.random.seed(99)
-    assert aggregate(scores) == first
-
-
-@pytest.mark.parametrize("scores", [[], [np.array([])], [np.array([0.1, np.nan])], [np.eye(2)]])
-def test_senseless_scores_are_refused(scores: list[np.ndarray]) -> None:
-    with pytest.raises(ValueError, match=r"expected one non-empty array|finite"):
-        aggregate(scores)
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(-5, 20), min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_point_estimates_keep_their_bounds_and_ignore_order(scores: list[float], random) -> None:  # type: ignore[no-untyped-def]
-    found = aggregate([np.array([score]) for score in scores])
-    for estimate in (found.mean, found.median, found.interquartile_mean):
-        assert min(scores) - 1e-9 <= estimate.value <= max(scores) + 1e-9
-    assert found.optimality_gap.value >= -1e-12
-    shuffled = random.sample(scores, len(scores))
-    again = aggregate([np.array([score]) for score in shuffled])
-    assert again.mean.value == pytest.approx(found.mean.value, abs=1e-12)
-    assert again.interquartile_mean.value == pytest.approx(
-        found.interquartile_mean.value, abs=1e-12
-    )
-
-
 # -- reading ----------------------------------------------------------------------------------
 
 
@@ -247,13 +127,6 @@ def test_a_score_is_of_the_actions_that_the_settings_name(results: Path) -> None
     assert pong.mean_return == pytest.approx((5 - 20.7) / 2)
     assert pong.return_by("greedy") == pytest.approx((1.5 - 20.7) / 2)
     assert pong.return_by("sampled") is None, "the other run was not played that way"
-
-
-def test_an_evaluation_of_before_actions_were_named_is_greedy(results: Path) -> None:
-    rewrite(results, returns=[1.0, 2.0], old=True)
-    pong, _ = read_scores(read_plan(results), BASELINES)
-    assert (pong.runs[0].actions, pong.runs[0].different) == ("greedy", None)
-    assert (pong.runs[0].mean_return, pong.runs[1].different) == (1.5, 2)
 
 
 def test_the_training_return_is_of_the_last_ten_episodes(results: Path) -> None:
@@ -312,12 +185,6 @@ def test_a_damaged_evaluation_is_refused(results: Path, content: bytes) -> None:
     expect(results, "evaluate", "unreadable evaluation")
 
 
-def test_a_truncated_evaluation_is_refused(results: Path) -> None:
-    path = run_files(results)[2]
-    path.write_bytes(path.read_bytes()[:-100])
-    expect(results, "evaluate", "unreadable evaluation")
-
-
 def test_an_evaluation_without_origin_is_refused(results: Path) -> None:
     path = run_files(results)[2]
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
@@ -327,19 +194,6 @@ def test_an_evaluation_without_origin_is_refused(results: Path) -> None:
 def test_the_evaluation_of_another_run_is_refused(results: Path) -> None:
     run_files(results)[2].write_bytes(run_files(results, seed=1)[2].read_bytes())
     expect(results, "evaluate", "evaluation of another run")
-
-
-@pytest.mark.parametrize("returns", [[1.0, float("nan")], [1.0, float("inf")], []])
-def test_returns_that_are_no_numbers_are_refused(results: Path, returns: list[float]) -> None:
-    run, evaluation = digest("run Pong 0"), digest("evaluation Pong 0")
-    write_evaluation(run_files(results)[0], "Pong", 0, run, evaluation, returns)
-    expect(results, "evaluate", f"{len(returns)} greedy episodes")
-
-
-def test_missing_episodes_are_noticed(results: Path) -> None:
-    path = run_files(results)[2]
-    pq.write_table(pq.read_table(path).slice(0, 1), path)
-    expect(results, "evaluate", "1 greedy episodes", "where 2 were asked for")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"fingerprint": "0"}'])
@@ -366,9 +220,6 @@ def test_all_problems_are_told_at_once(results: Path) -> None:
     run_files(results)[1].unlink()
     run_files(results, "Boxing", 1)[2].unlink()
     expect(results, "train", "2 of 4 runs", "Boxing seed 1 has not been evaluated")
-
-
-# -- the plan ---------------------------------------------------------------------------------
 
 
 # -- runs of earlier code ---------------------------------------------------------------------
@@ -414,53 +265,3 @@ def test_an_evaluation_of_earlier_code_stands_in_too(results: Path) -> None:
     (old.parent / "evaluation.json").write_text(json.dumps(note | sums))
     run = read_scores(read_plan(results), BASELINES)[0].runs[0]
     assert not run.current and run.evaluation == digest("earlier")
-
-
-def test_without_a_plan_the_error_says_how_to_plan(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="drama plan --preset quick"):
-        read_plan(tmp_path / "quick")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": 2}, "format"),
-        ({"runs": []}, "it lists no run"),
-        ({"runs": [{"game": "Pong"}]}, "missing"),
-        ({"runs": 3}, "runs: "),
-        ({"complete_protocol": "false"}, "complete_protocol: "),
-        ({"complete_protocol": 1}, "complete_protocol: "),
-    ],
-)
-def test_a_senseless_plan_is_refused(
-    results: Path, change: dict[str, object], message: str
-) -> None:
-    path = results / "recipes" / "report.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ConfigurationError, match=message):
-        read_plan(results)
-
-
-def test_a_run_listed_twice_is_refused(results: Path) -> None:
-    path = results / "recipes" / "report.json"
-    plan = json.loads(path.read_text())
-    plan["runs"].append(plan["runs"][0])
-    path.write_text(json.dumps(plan))
-    with pytest.raises(ConfigurationError, match="Pong seed 0 more than once"):
-        read_plan(results)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("game", "../../etc"), ("seed", "0"), ("seed", -1), ("run", "ab"), ("evaluation", "../x"),
-        ("folder", "runs/Boxing/seed0"), ("folder", "/tmp"),
-    ],
-)  # fmt: skip
-def test_a_plan_leads_nowhere_but_to_its_own_runs(results: Path, key: str, value: object) -> None:
-    path = results / "recipes" / "report.json"
-    plan = json.loads(path.read_text())
-    plan["runs"][0][key] = value
-    path.write_text(json.dumps(plan))
-    with pytest.raises(ConfigurationError, match="not a plan"):
-        read_plan(results)

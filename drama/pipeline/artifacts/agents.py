@@ -12,14 +12,13 @@ from drama.agent.evaluation import Episode, build_agent, play
 from drama.agent.settings import Recipe
 from drama.errors import ConfigurationError
 from drama.pipeline import history
-from drama.pipeline.artifacts.records import OtherCode, RecordedRun, find_record, read_record
+from drama.pipeline.artifacts.records import RecordedRun, find_record, read_record
 from drama.pipeline.artifacts.weights import (
     WeightsError,
-    other_tensors,
+    check_tensors,
     read_weights,
     read_weights_of,
     shapes_of,
-    weights_path,
 )
 from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT
@@ -91,22 +90,16 @@ def agent_of(run: RecordedRun, device: torch.device) -> tuple[Agent, Path]:
         OtherCode: when today's code builds another agent from the run's recipe.
     """
     checkpoint = run.folder / CHECKPOINT
-    weights = weights_path(run.folder, run.fingerprint)
     if not checkpoint.exists():
-        if not weights.exists():
+        if not run.weights.exists():
             raise WeightsError(
-                f"{run.folder}: neither {CHECKPOINT} nor {weights.name} is here; "
+                f"{run.folder}: neither {CHECKPOINT} nor {run.weights.name} is here; "
                 f"`dvc pull {run.stage}` where DVC keeps them"
             )
-        return read_weights_of(run).agent(device), weights
+        return read_weights_of(run).agent(device), run.weights
     state = load_checkpoint(checkpoint, run.fingerprint)["agent"]
     try:
         return build_agent(run.recipe, state, device), checkpoint
-    except RuntimeError as error:  # of tensors that do not fit
-        problem = other_tensors(run.recipe, shapes_of(state))
-        if problem is None:
-            raise
-        raise OtherCode(
-            f"{checkpoint}: not the tensors of the agent that today's code builds from the run's "
-            f"recipe: {problem}. The code of commit {run.commit} may build it"
-        ) from error
+    except RuntimeError:  # of tensors that do not fit, for all that is known
+        check_tensors(checkpoint, run.recipe, shapes_of(state), run.record.git_commit)
+        raise

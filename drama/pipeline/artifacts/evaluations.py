@@ -36,15 +36,14 @@ class Played:
         actions: that way, greedy or sampled.
         returns: of every episode.
         asked: how many episodes were asked for.
-        different: how many differ in anything that was seen, done or got; None in files of before
-            that was kept.
+        different: how many differ in anything that was seen, done or got.
         truncated: how many were cut off.
     """
 
     actions: Actions
     returns: tuple[float, ...]
     asked: int
-    different: int | None
+    different: int
     truncated: int
 
     @property
@@ -63,12 +62,11 @@ class Played:
         return self.different == 1 and self.episodes > 1
 
     def __str__(self) -> str:
-        parts = [f"mean return {self.mean_return:g} over {self.episodes} {self.actions} episodes"]
-        if self.different is not None:
-            parts.append(f"{self.different} different among them")
-        if self.truncated:
-            parts.append(f"{self.truncated} truncated")
-        return ", ".join(parts)
+        cut = f", {self.truncated} truncated" if self.truncated else ""
+        return (
+            f"mean return {self.mean_return:g} over {self.episodes} {self.actions} episodes, "
+            f"{self.different} different among them{cut}"
+        )
 
     def warning(self) -> str:
         """Return what to say when all episodes are the same; nothing otherwise."""
@@ -111,7 +109,7 @@ class Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read an evaluation, also one of before actions were named: that was greedy.
+    """Read an evaluation.
 
     Raises:
         EvaluationDamaged: when it cannot be read, or lacks episodes or finite returns.
@@ -125,12 +123,12 @@ def read_evaluation(path: Path) -> Evaluation:
             run=str(header["run"]),
             fingerprint=str(header["fingerprint"]),
             device=str(header["device"]),
-            backend=str(header.get("backend", "torch")),  # the only one before it was recorded
+            backend=str(header["backend"]),
             settings=settings,
             rows=rows,
             played={way: _played(rows, way, settings) for way in settings.ways},
         )
-        _check_whole(evaluation, header.get("played"))
+        _check_whole(evaluation, header["played"])
     except (
         OSError,
         ValueError,
@@ -156,18 +154,17 @@ def _check_whole(evaluation: Evaluation, recorded: Any) -> None:
                 f"return, where {played.asked} were asked for"
             )
     counts = {way: played.episodes for way, played in evaluation.played.items()}
-    if sum(counts.values()) != len(evaluation.rows) or recorded not in (None, counts):
-        raise ValueError(f"{len(evaluation.rows)} episodes, where {recorded or counts} were played")
+    if sum(counts.values()) != len(evaluation.rows) or recorded != counts:
+        raise ValueError(f"{len(evaluation.rows)} episodes, where {recorded} were played")
 
 
 def _played(rows: list[dict[str, Any]], way: Actions, settings: EvaluationSettings) -> Played:
-    own = [row for row in rows if row.get("actions", settings.actions) == way]
-    hashes = {row.get("played") for row in own}
+    own = [row for row in rows if row["actions"] == way]
     return Played(
         actions=way,
         returns=tuple(float(row["episode_return"]) for row in own),
         asked=settings.episodes,
-        different=None if None in hashes else len(hashes),
+        different=len({row["played"] for row in own}),
         truncated=sum(bool(row["truncated"]) for row in own),
     )
 
@@ -179,7 +176,7 @@ def read_noted(path: Path) -> Evaluation:
         EvaluationDamaged: as `read_evaluation`, and when its bytes are not those noted.
     """
     evaluation = read_evaluation(path)
-    note = read_note(path.parent)  # of before it was noted there is none, or of another
+    note = read_note(path.parent)  # there may be none, or another evaluation's
     if note and note.name == path.name and note.sha256 != sha256_file(path):
         raise EvaluationDamaged(
             f"{path}: not the bytes that {NOTE} noted when it was played; put back a good copy, or "
@@ -188,36 +185,25 @@ def read_noted(path: Path) -> Evaluation:
     return evaluation
 
 
-def note_evaluation(path: Path, fingerprint: str) -> Evaluation:
-    """Write evaluation.json beside an evaluation, when its content changes.
-
-    Args:
-        path: the evaluation's file.
-        fingerprint: the evaluation's, in full.
-
-    Returns:
-        The evaluation.
+def note_evaluation(path: Path) -> Evaluation:
+    """Read an evaluation, and write evaluation.json beside it when its content changes.
 
     Raises:
         EvaluationDamaged: as `read_evaluation`.
     """
     evaluation = read_evaluation(path)
+    shown = ("episodes", "different", "truncated", "mean_return")
     text = canonical_json(
         {
             "format": 1,
-            "fingerprint": fingerprint,
+            "fingerprint": evaluation.fingerprint,
             "path": path.name,
             "sha256": sha256_file(path),
             "actions": evaluation.score.actions,
             "episodes": evaluation.score.episodes,
             "mean_return": evaluation.score.mean_return,
             "played": {
-                way: {
-                    "episodes": played.episodes,
-                    "different": played.different,
-                    "truncated": played.truncated,
-                    "mean_return": played.mean_return,
-                }
+                way: {name: getattr(played, name) for name in shown}
                 for way, played in evaluation.played.items()
             },
         }

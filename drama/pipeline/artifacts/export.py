@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from drama.pipeline.artifacts.records import (
     find_record,
     read_record,
 )
-from drama.pipeline.artifacts.weights import WeightsError, write_weights
+from drama.pipeline.artifacts.weights import WeightsError, read_weights_of, write_weights
 from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT, SHORT, locked
 
@@ -26,6 +25,8 @@ PAPER = "xs"
 def export(place: Path) -> tuple[Path, Path]:
     """Write a whole run's weights and their card into its folder; the same run, the same bytes.
 
+    Where the checkpoint is not, weights that are stay as they are, and the card alone is written.
+
     Args:
         place: the run's recipe, record or folder.
 
@@ -34,122 +35,111 @@ def export(place: Path) -> tuple[Path, Path]:
 
     Raises:
         ConfigurationError: when there is no whole run, or more than one.
-        WeightsError, Damaged, CheckpointError: when the checkpoint is not here or not the recorded
-            one, or what was written does not read back.
+        WeightsError, Damaged, CheckpointError: when there is neither checkpoint nor weights, they
+            are not the recorded ones, or what was written does not read back.
         OtherCode: when today's code builds another agent from the run's recipe.
     """
     record = find_record(place)
     with locked(record.parent):
         run = read_record(record)
+        evaluations = evaluations_of(run)
         checkpoint = run.folder / CHECKPOINT
         if not checkpoint.is_file():
-            raise WeightsError(f"{checkpoint}: not here; `dvc pull {run.stage}` where DVC keeps it")
-        if sha256_file(checkpoint) != run.checkpoint.sha256:
+            if not run.weights.is_file():
+                raise WeightsError(
+                    f"{checkpoint}: not here; `dvc pull {run.stage}` where DVC keeps it"
+                )
+            read_weights_of(run)
+        elif sha256_file(checkpoint) != run.checkpoint.sha256:
             raise Damaged(
                 f"{checkpoint}: not the bytes that {run.path.name} recorded; nothing is exported. "
                 f"Remove it, then `dvc pull {run.stage}`, or put back a good copy"
             )
-        evaluations = evaluations_of(run)
-        weights = write_weights(run, load_checkpoint(checkpoint, run.fingerprint)["agent"])
-        card = weights.with_suffix(".md")
-        write_text(card, card_text(run, weights, evaluations))
-    return weights, card
+        else:
+            write_weights(run, load_checkpoint(checkpoint, run.fingerprint)["agent"])
+        card = run.weights.with_suffix(".md")
+        write_text(card, card_text(run, evaluations))
+    return run.weights, card
 
 
-def card_text(run: RecordedRun, weights: Path, evaluations: list[Evaluation]) -> str:
+def card_text(run: RecordedRun, evaluations: list[Evaluation]) -> str:
     """Return the model card of exported weights, in Markdown."""
-    return "\n".join(
-        [*_what(run), *_use(run, weights), *_scores(evaluations), *_origin(run, weights)]
-    )
-
-
-def _what(run: RecordedRun) -> Iterator[str]:
-    recipe = run.recipe
-    yield f"# {recipe.game}, preset {recipe.preset}, seed {recipe.seed}"
-    yield ""
-    yield (
-        f"A reinforcement-learning agent: a world model with {recipe.settings.sequence_model.kind} "
-        "as its sequence"
-    )
-    yield "model, and an actor that learned in what it imagines. The method is Drama"
-    yield "([arXiv 2410.08893](https://arxiv.org/abs/2410.08893)),"
-    yield f"trained for {run.record.steps:,} agent steps of {recipe.game}."
-    yield ""
-    yield "What it is not:"
-    yield ""
-    yield "- not the authors' weights: this is a reimplementation;"
-    if recipe.preset != PAPER:
-        yield (
-            f"- not the paper's agent: preset `{recipe.preset}` has other sizes or another "
-            "schedule, and its scores are no reproduction;"
-        )
-    yield "- not a mean over seeds: it is one run, and other seeds score otherwise;"
-    yield "- of no use in another game, or with frames made otherwise than its settings say."
-    yield ""
-
-
-def _use(run: RecordedRun, weights: Path) -> Iterator[str]:
-    yield "## Playing"
-    yield ""
-    yield "```python"
-    yield "import drama"
-    yield ""
-    yield f'run = drama.load("{weights.name}")  # refuses a damaged file'
-    yield "print(run.play(episodes=1))  # run.agent is a torch module, run.recipe its settings"
-    yield "```"
-    yield ""
-    yield "In a clone, `drama verify` on this folder holds the files to their checksums and plays"
-    yield "the recorded episodes again."
-    yield ""
-
-
-def _scores(evaluations: list[Evaluation]) -> Iterator[str]:
-    yield "## Scores"
-    yield ""
-    if not evaluations:
-        yield "None is recorded."
-        yield ""
-        return
-    yield "An episode's return is the game's own points, unclipped; the final checkpoint plays."
-    yield "Where the game itself is not random, episodes differ by their random first action and"
-    yield "the agent's own random numbers: *different* counts those that do."
-    yield ""
-    yield "| evaluation | actions | device | episodes | different | mean | lowest | highest |"
-    yield "|---|---|---|---:|---:|---:|---:|---:|"
-    for evaluation in evaluations:
-        for played in evaluation.played.values():
-            different = "unknown" if played.different is None else played.different
-            yield (
-                f"| `{evaluation.fingerprint[:SHORT]}` | {played.actions} | {evaluation.device} | "
-                f"{played.episodes} | {different} | {played.mean_return:g} | "
-                f"{min(played.returns):g} | {max(played.returns):g} |"
-            )
-    yield ""
-
-
-def _origin(run: RecordedRun, weights: Path) -> Iterator[str]:
-    record = run.record
+    recipe, record = run.recipe, run.record
     trained = timedelta(seconds=round(record.wall_seconds))
-    yield "## Where it comes from"
-    yield ""
-    yield "| | |"
-    yield "|---|---|"
-    for name, value in (
-        ("run (fingerprint)", f"`{run.fingerprint}`"),
-        ("code (git commit)", f"`{record.git_commit or 'unknown'}`"),
-        ("trained on", f"{record.device}, in {trained} h, {record.finished}"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
-        (f"SHA-256 of `{weights.name}`", f"`{sha256_file(weights)}`"),
-        ("SHA-256 of the checkpoint", f"`{run.checkpoint.sha256}`"),
-    ):
-        yield f"| {name} | {value} |"
-    yield ""
-    yield "The weights are under the Apache License 2.0, like the code. The file is safetensors;"
-    yield "its metadata holds the recipe below, and checksums."
-    yield ""
-    yield "## Settings"
-    yield ""
-    yield "```json"
-    yield canonical_json(run.record.recipe).rstrip("\n")
-    yield "```"
-    yield ""
+    smaller = (
+        f"- not the paper's agent: preset `{recipe.preset}` has other sizes or another schedule, "
+        "and its scores are no reproduction;\n"
+    )
+    return f"""\
+# {recipe.game}, preset {recipe.preset}, seed {recipe.seed}
+
+A reinforcement-learning agent: a world model with {recipe.settings.sequence_model.kind} \
+as its sequence
+model, and an actor that learned in what it imagines. The method is Drama
+([arXiv 2410.08893](https://arxiv.org/abs/2410.08893)),
+trained for {record.steps:,} agent steps of {recipe.game}.
+
+What it is not:
+
+- not the authors' weights: this is a reimplementation;
+{smaller if recipe.preset != PAPER else ""}\
+- not a mean over seeds: it is one run, and other seeds score otherwise;
+- of no use in another game, or with frames made otherwise than its settings say.
+
+## Playing
+
+```python
+import drama
+
+run = drama.load("{run.weights.name}")  # refuses a damaged file
+print(run.play(episodes=1))  # run.agent is a torch module, run.recipe its settings
+```
+
+In a clone, `drama verify` on this folder holds the files to their checksums and plays
+the recorded episodes again.
+
+## Scores
+
+{_scores(evaluations) if evaluations else "None is recorded."}
+
+## Where it comes from
+
+| | |
+|---|---|
+| run (fingerprint) | `{run.fingerprint}` |
+| code (git commit) | `{record.git_commit or "unknown"}` |
+| trained on | {record.device}, in {trained} h, {record.finished} |
+| versions | {", ".join(f"{name} {version}" for name, version in record.versions.items())} |
+| SHA-256 of `{run.weights.name}` | `{sha256_file(run.weights)}` |
+| SHA-256 of the checkpoint | `{run.checkpoint.sha256}` |
+
+The weights are under the Apache License 2.0, like the code. The file is safetensors;
+its metadata holds the recipe below, and checksums.
+
+## Settings
+
+```json
+{canonical_json(record.recipe)}\
+```
+"""
+
+
+def _scores(evaluations: list[Evaluation]) -> str:
+    rows = [
+        f"| `{evaluation.fingerprint[:SHORT]}` | {played.actions} | {evaluation.device} | "
+        f"{played.episodes} | {played.different} | {played.mean_return:g} | "
+        f"{min(played.returns):g} | {max(played.returns):g} |"
+        for evaluation in evaluations
+        for played in evaluation.played.values()
+    ]
+    return "\n".join(
+        (
+            "An episode's return is the game's own points, unclipped; the final checkpoint plays.",
+            "Where the game itself is not random, episodes differ by their random first action and",
+            "the agent's own random numbers: *different* counts those that do.",
+            "",
+            "| evaluation | actions | device | episodes | different | mean | lowest | highest |",
+            "|---|---|---|---:|---:|---:|---:|---:|",
+            *rows,
+        )
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from drama.errors import ConfigurationError
 from drama.files import sha256_text
@@ -70,20 +70,26 @@ def require_image(variant: Variant) -> Path:
         ImageMissing: when it is not there, or not as it was built; says what builds it.
     """
     path, command = current_image(variant), COMMANDS[variant]
-    try:
-        expected = json.loads(note_of(path).read_text(encoding="utf-8"))["bytes"]
-        found = path.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError):
+    built = _noted(path, "bytes")
+    if built is None or not path.is_file():
         raise ImageMissing(
             f"{path}: jobs are to run in this image, and it is not there{_stale(path, variant)}. "
             f"`{command}` builds it"
-        ) from None
-    if found != expected:
+        )
+    if (found := path.stat().st_size) != built:
         raise ImageMissing(
-            f"{path}: damaged, {found} bytes where {expected} were built. Delete it, then "
+            f"{path}: damaged, {found} bytes where {built} were built. Delete it, then "
             f"`{command}` builds it again"
         )
     return path
+
+
+def _noted(image: Path, key: str) -> Any:
+    """Return what the note beside an image says; None when there is none of use."""
+    try:
+        return json.loads(note_of(image).read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _stale(wanted: Path, variant: Variant) -> str:
@@ -109,10 +115,4 @@ def running_digest() -> str | None:
         None outside a container, and in one that `make container` did not build.
     """
     container = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
-    if not container:
-        return None
-    try:
-        note = json.loads(note_of(Path(container)).read_text(encoding="utf-8"))
-        return str(note["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return _noted(Path(container), "sha256") if container else None

@@ -8,12 +8,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from drama.errors import DramaError, reason
+from drama.errors import DramaError
 from drama.files import replacing, sha256_file
 from drama.pipeline.artifacts.lockfile import LOCK
-from drama.pipeline.artifacts.records import Artifact, Listing
-from drama.pipeline.artifacts.stages import Stage
-from drama.pipeline.plans import PlannedRun
+from drama.pipeline.artifacts.records import Artifact, RecordedRun, compare
 
 
 class NotRecorded(DramaError):
@@ -21,31 +19,15 @@ class NotRecorded(DramaError):
 
 
 def is_text_of(path: Path, fingerprint: str) -> bool:
-    """Say whether a file's SHA-256 is, or begins with, a fingerprint."""
-    return path.is_file() and sha256_file(path).startswith(fingerprint)
+    """Say whether a file's SHA-256 is a fingerprint."""
+    return path.is_file() and sha256_file(path) == fingerprint
 
 
-def read_artifacts(record: Path) -> tuple[Artifact, ...]:
-    """Return what a run's record says of the run's files.
-
-    Raises:
-        NotRecorded: when the record cannot be read.
-    """
-    try:
-        return Listing.model_validate_json(record.read_bytes()).artifacts
-    except (OSError, ValueError) as error:
-        raise NotRecorded(
-            f"{record}: unreadable ({reason(error)}). Put it back from git, or move the run's "
-            "folder away to train it anew"
-        ) from None
-
-
-def verify(run: PlannedRun, stage: Stage, cache: Path) -> list[str]:
+def verify(run: RecordedRun, cache: Path) -> list[str]:
     """Hold a run's files to its record.
 
     Args:
-        run: a run of today's plan.
-        stage: what DVC calls its training.
+        run: a whole run.
         cache: folder of DVC's cache, where a missing file may be.
 
     Returns:
@@ -54,30 +36,30 @@ def verify(run: PlannedRun, stage: Stage, cache: Path) -> list[str]:
     Raises:
         NotRecorded: naming the first that is missing, damaged or not the run's.
     """
-    artifacts, notes = read_artifacts(run.record), []
-    for artifact in artifacts:
-        path = run.folder / artifact.path
-        if not path.is_file():
-            if not _bring_back(path, artifact, cache):
-                raise NotRecorded(
-                    f"{path}: not here, and {LOCK} does not know it; {stage.name} is not recorded. "
-                    f"Put back {LOCK} from git, or give `drama record` where the run was trained"
-                )
-            notes.append(f"{path}: was missing; brought back from DVC's cache")
-        elif sha256_file(path) != artifact.sha256:
-            raise NotRecorded(
-                f"{path}: damaged, its bytes are not those that {run.record.name} recorded; "
-                f"{stage.name} is not recorded. Put back a good copy of the file, or move the "
-                "run's folder away to train it anew"
-            )
-    present = {path.relative_to(run.folder).as_posix() for path in run.folder.glob("replay/*")}
-    strange = sorted(present - {artifact.path for artifact in artifacts})
-    if strange:
+    missing, changed = compare(run)
+    if changed:
         raise NotRecorded(
-            f"{run.folder / strange[0]}: {run.record.name} does not know this file; {stage.name} "
-            "is not recorded. Move the file away"
+            f"{run.folder / changed[0].path}: damaged, its bytes are not those that "
+            f"{run.path.name} recorded; {run.stage} is not recorded. Put back a good copy of the "
+            "file, or move the run's folder away to train it anew"
         )
-    return notes
+    known = {run.folder / artifact.path for artifact in run.record.artifacts}
+    if strange := sorted(set(run.folder.glob("replay/*")) - known):
+        raise NotRecorded(
+            f"{strange[0]}: {run.path.name} does not know this file; {run.stage} is not recorded. "
+            "Move the file away"
+        )
+    for artifact in missing:
+        path = run.folder / artifact.path
+        if not _bring_back(path, artifact, cache):
+            raise NotRecorded(
+                f"{path}: not here, and {LOCK} does not know it; {run.stage} is not recorded. "
+                f"Put back {LOCK} from git, or give `drama record` where the run was trained"
+            )
+    return [
+        f"{run.folder / artifact.path}: was missing; brought back from DVC's cache"
+        for artifact in missing
+    ]
 
 
 def _bring_back(path: Path, artifact: Artifact, cache: Path) -> bool:

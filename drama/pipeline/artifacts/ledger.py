@@ -22,22 +22,13 @@ from drama.files import remove_leftovers
 from drama.pipeline.artifacts.evaluations import note_evaluation
 from drama.pipeline.artifacts.integrity import NotRecorded, is_text_of, verify
 from drama.pipeline.artifacts.lockfile import LOCK, Entries, Ledger, read_ledger, write_ledger
+from drama.pipeline.artifacts.records import read_record
 from drama.pipeline.artifacts.repository import PROCESSES, Repository
-from drama.pipeline.artifacts.stages import (
-    DVC_YAML,
-    EXPERIMENT,
-    Stage,
-    dvc_yaml,
-    evaluate_stage,
-    plan_stage,
-    report_stage,
-    results_folder,
-    train_stage,
-)
+from drama.pipeline.artifacts.stages import DVC_YAML, EXPERIMENT, dvc_yaml, results_folder
 from drama.pipeline.config import Experiment, load_experiment
 from drama.pipeline.plans import Plan, PlannedRun
-from drama.pipeline.recipes import plan
-from drama.runs.folder import RunBusy, locked
+from drama.pipeline.recipes import evaluation_recipe, plan
+from drama.runs.folder import CHECKPOINT, REPLAY, RunBusy, locked
 
 
 class NothingToRecord(DramaError):
@@ -106,14 +97,13 @@ def record_plan() -> str | None:
     experiment = load_experiment(EXPERIMENT)
     try:
         _check_usable(None, experiment)
-        stage = plan_stage(experiment, results_folder(experiment))
         with Repository.open(wait=False) as repository:
             repository.mend_processes()
             ledger = read_ledger()
             if ledger.damage:
                 return f"{LOCK}: {ledger.damage}; `drama record` repairs it"
-            if not repository.is_recorded(stage, ledger.entries):
-                write_ledger(ledger.entries | {stage.name: repository.commit(stage)})
+            if not repository.is_recorded("plan", ledger.entries):
+                write_ledger(ledger.entries | {"plan": repository.commit("plan")})
     except NothingToRecord:
         return None
     except NotRecorded as error:
@@ -132,10 +122,9 @@ class _Recorder:
     ) -> None:
         self.experiment, self.planned = experiment, planned
         self.repository, self.ledger = repository, ledger
-        self.results = planned.results.as_posix()
         self.outcome = Recorded()
         self.entries: Entries = {}
-        for entries in (ledger.entries, *(ledger.older if ledger.damage else ())):
+        for entries in ledger.sources:
             self.entries = entries | self.entries
         self.before = dict(self.entries)
 
@@ -154,7 +143,8 @@ class _Recorder:
         with self._troubles():
             self._record_report()
         with self._troubles():
-            self._record_plan()
+            if all(is_text_of(run.recipe, run.fingerprint) for run in self.planned.runs):
+                self._commit_changed("plan")
         if self.entries != self.before or self.ledger.damage:
             write_ledger(self.entries)
         self.outcome.stages = len(self.entries)
@@ -166,7 +156,8 @@ class _Recorder:
                 f"{DVC_YAML} does not hold what {EXPERIMENT} asks for: `drama stages` writes it "
                 "anew, and `drama record` then records the rest"
             )
-        return [run for run in self.planned.runs if self.repository.knows(self._training(run))]
+        runs = self.planned.runs
+        return [run for run in runs if self.repository.knows(f"train@{run.game}-{run.seed}")]
 
     def _is_ready(self, run: PlannedRun) -> bool:
         """Say whether a run is whole and its recipe on disk is today's."""
@@ -180,42 +171,35 @@ class _Recorder:
             return False
         return True
 
-    def _training(self, run: PlannedRun) -> Stage:
-        return train_stage(self.results, run.game, run.seed)
-
     def _record_run(self, run: PlannedRun) -> None:
         """Record a run, held to its own record first, and its evaluation when that is today's."""
-        training = self._training(run)
-        if not self._is_recorded(training):
+        if not self._is_recorded(run):
             with locked(run.folder, wait=False):
                 remove_leftovers(run.folder)
-                self.outcome.notes += verify(run, training, self.repository.cache)
-                self._commit(training)
-        evaluation = evaluate_stage(self.results, run.game, run.seed)
-        recipe = Path(evaluation.needs[0])
+                self.outcome.notes += verify(read_record(run.record), self.repository.cache)
+                self._commit(f"train@{run.game}-{run.seed}")
+        recipe = evaluation_recipe(run.recipe)
         if run.evaluation.exists() and is_text_of(recipe, run.evaluation_fingerprint):
-            note_evaluation(run.evaluation, run.evaluation_fingerprint)
-            self._commit_changed(evaluation)
+            note_evaluation(run.evaluation)
+            self._commit_changed(f"evaluate@{run.game}-{run.seed}")
 
-    def _is_recorded(self, stage: Stage) -> bool:
+    def _is_recorded(self, run: PlannedRun) -> bool:
         """Say whether dvc.lock, or an older one, already holds this very run."""
-        for entries in (self.entries, *self._older(stage)):
+        stage = f"train@{run.game}-{run.seed}"
+        here = all((run.folder / name).exists() for name in (CHECKPOINT, REPLAY))
+        for entries in (self.entries, *(() if here else self.ledger.older)):
             if self.repository.is_recorded(stage, entries):
-                self.entries[stage.name] = entries[stage.name]
+                self.entries[stage] = entries[stage]
                 return True
         return False
 
-    def _older(self, stage: Stage) -> Iterator[Entries]:
-        if not all(Path(blob).exists() for blob in stage.blobs):
-            yield from self.ledger.older
-
-    def _commit_changed(self, stage: Stage) -> None:
+    def _commit_changed(self, stage: str) -> None:
         if not self.repository.is_recorded(stage, self.entries):
             self._commit(stage)
 
-    def _commit(self, stage: Stage) -> None:
-        self.entries[stage.name] = self.repository.commit(stage)
-        self.outcome.recorded.append(stage.name)
+    def _commit(self, stage: str) -> None:
+        self.entries[stage] = self.repository.commit(stage)
+        self.outcome.recorded.append(stage)
 
     @contextmanager
     def _troubles(self) -> Iterator[None]:
@@ -229,17 +213,10 @@ class _Recorder:
 
     def _record_report(self) -> None:
         """Record the report when it is today's."""
-        report = report_stage(self.experiment, self.results)
-        present = all(Path(path).exists() for path in (*report.needs, *report.outs))
-        fingerprint = self.planned.report.stem.removeprefix("report-")
-        text = Path(report.needs[0])
-        if present and self.planned.report.exists() and is_text_of(text, fingerprint):
-            self._commit_changed(report)
-
-    def _record_plan(self) -> None:
-        """Record the plan when the recipes on disk are today's."""
-        if all(is_text_of(run.recipe, run.fingerprint) for run in self.planned.runs):
-            self._commit_changed(plan_stage(self.experiment, self.results))
+        plan_file = self.planned.results / "recipes" / "report.json"
+        todays = self.planned.report.exists() and is_text_of(plan_file, self.planned.fingerprint)
+        if todays and self.repository.is_there("report"):
+            self._commit_changed("report")
 
 
 def _check_usable(results: Path | None, experiment: Experiment) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,8 +49,16 @@ class Ledger:
     def older(self) -> tuple[Entries, ...]:
         """Entries from elsewhere, best first, to complete a damaged file with."""
         sides = [CONFLICT.sub(rf"\g<{side}>", self.text or "") for side in ("ours", "theirs")]
-        sources = (*sides, _committed())
-        return tuple(entries for text in sources if (entries := _try(text)))
+        found = []
+        for text in (*sides, _committed()):
+            with suppress(ValueError):
+                found.append(_parse(text))
+        return tuple(filter(None, found))
+
+    @property
+    def sources(self) -> tuple[Entries, ...]:
+        """Where entries are looked for: the file, or older ones while it is damaged."""
+        return self.older if self.damage else (self.entries,)
 
 
 def read_ledger() -> Ledger:
@@ -94,13 +103,6 @@ def _is_entry(entry: Any) -> bool:
         return False
     items = [*(entry.get("deps") or ()), *(entry.get("outs") or ())]
     return all(isinstance(item, dict) and {"path", "md5"} <= item.keys() for item in items)
-
-
-def _try(text: str | None) -> Entries | None:
-    try:
-        return _parse(text)
-    except ValueError:
-        return None
 
 
 def _committed() -> str | None:

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from drama.agent.settings import Count, NonNegative, Recipe
 from drama.errors import ConfigurationError, DramaError, reason
-from drama.files import canonical_json, sha256_text
+from drama.files import canonical_json, sha256_file, sha256_text
 from drama.pipeline import history
 from drama.pipeline.artifacts.evaluations import Evaluation, EvaluationDamaged, read_noted
 from drama.pipeline.artifacts.stages import EXPERIMENT, results_folder
 from drama.pipeline.config import load_experiment
-from drama.runs.folder import CHECKPOINT, SHORT, SUPERSEDED
+from drama.runs.folder import CHECKPOINT, SHORT, SUPERSEDED, short_commit
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -43,23 +43,18 @@ class Artifact(BaseModel):
     bytes: Annotated[int, Field(ge=0)]
 
 
-class Listing(BaseModel):
-    """The files that run-<fingerprint>.json lists; keys that are not known are passed over."""
+class Record(BaseModel):
+    """What run-<fingerprint>.json says; keys that are not known are passed over."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     artifacts: Annotated[tuple[Artifact, ...], Field(max_length=100_000)]
-
-
-class Record(Listing):
-    """What run-<fingerprint>.json says."""
-
     format: Literal[1]
     fingerprint: Sha256
     recipe: dict[str, Any]
     versions: dict[str, str]
     device: str
-    backend: str = "torch"  # the only one before it was recorded
+    backend: str
     wall_seconds: NonNegative
     steps: Count
     git_commit: str | None
@@ -96,9 +91,14 @@ class RecordedRun:
         return next(item for item in self.record.artifacts if item.path == CHECKPOINT)
 
     @property
+    def weights(self) -> Path:
+        """Where its weights are exported to."""
+        return self.folder / f"weights-{self.fingerprint[:SHORT]}.safetensors"
+
+    @property
     def commit(self) -> str:
         """The commit that the run was made at, for people: shortened."""
-        return (self.record.git_commit or "unknown")[:12]
+        return short_commit(self.record.git_commit or "unknown")
 
     @property
     def stage(self) -> str:
@@ -172,23 +172,48 @@ def read_record(path: Path) -> RecordedRun:
         fingerprint = sha256_text(canonical_json(record.recipe))
     except (OSError, ValueError, RecursionError) as error:  # ValidationError is a ValueError
         raise Damaged(
-            f"{path.name} cannot be read ({reason(error)}); `git checkout` brings it back"
+            f"{path} cannot be read ({reason(error)}); `git checkout` brings it back"
         ) from None
-    if not fingerprint == record.fingerprint or path.stem != f"run-{fingerprint[:SHORT]}":
+    if fingerprint != record.fingerprint or path.stem != f"run-{fingerprint[:SHORT]}":
         raise Damaged(
-            f"{path.name} says {record.fingerprint[:SHORT]}, but its recipe's fingerprint is "
+            f"{path} says {record.fingerprint[:SHORT]}, but its recipe's fingerprint is "
             f"{fingerprint[:SHORT]}; `git checkout` brings it back"
         )
     if CHECKPOINT not in {item.path for item in record.artifacts}:
-        raise Damaged(f"{path.name} lists no {CHECKPOINT}; `git checkout` brings it back")
+        raise Damaged(f"{path} lists no {CHECKPOINT}; `git checkout` brings it back")
+    return RecordedRun(path, record, known_recipe(record.recipe, path.name, record.git_commit))
+
+
+def known_recipe(recorded: dict[str, Any], source: str, commit: str | None) -> Recipe:
+    """Parse a recipe that was recorded at a commit.
+
+    Raises:
+        OtherCode: when it says what today's code does not know.
+    """
     try:
-        recipe = history.read_recipe(record.recipe, path.name)
+        return history.read_recipe(recorded, source)
     except ConfigurationError as error:
         raise OtherCode(
             f"{error}. Today's code does not know this; the code of commit "
-            f"{record.git_commit or 'unknown'} does"
+            f"{short_commit(commit or 'unknown')} does"
         ) from None
-    return RecordedRun(path, record, recipe)
+
+
+def compare(run: RecordedRun) -> tuple[list[Artifact], list[Artifact]]:
+    """Hold a run's files to its record; returns those that are not here and those that changed."""
+    missing, changed = [], []
+    for item in run.record.artifacts:
+        path = run.folder / item.path
+        if not path.is_file():
+            missing.append(item)
+        elif path.stat().st_size != item.bytes or sha256_file(path) != item.sha256:
+            changed.append(item)
+    return missing, changed
+
+
+def few(names: Sequence[str]) -> str:
+    """Return the first three of some names, and how many more there are, for people."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def evaluations_of(run: RecordedRun) -> list[Evaluation]:
@@ -197,15 +222,14 @@ def evaluations_of(run: RecordedRun) -> list[Evaluation]:
     Raises:
         Damaged: when one cannot be read or is another run's.
     """
-    paths = sorted(run.folder.glob("evaluation-*.parquet"))
-    return [_read_evaluation(path, run.fingerprint) for path in paths]
-
-
-def _read_evaluation(path: Path, fingerprint: str) -> Evaluation:
-    try:
-        evaluation = read_noted(path)
-    except EvaluationDamaged as error:
-        raise Damaged(f"{error}, or `git checkout` brings it back") from None
-    if evaluation.run != fingerprint:
-        raise Damaged(f"{path.name} is not this run's evaluation; `git checkout` brings it back")
-    return evaluation
+    found = []
+    for path in sorted(run.folder.glob("evaluation-*.parquet")):
+        try:
+            found.append(read_noted(path))
+        except EvaluationDamaged as error:
+            raise Damaged(f"{error}, or `git checkout` brings it back") from None
+        if found[-1].run != run.fingerprint:
+            raise Damaged(
+                f"{path.name} is not this run's evaluation; `git checkout` brings it back"
+            )
+    return found

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from drama.errors import reason
 from drama.pipeline.artifacts.integrity import NotRecorded
 from drama.pipeline.artifacts.lockfile import Entries, Entry
-from drama.pipeline.artifacts.stages import DVC_YAML, Stage
+from drama.pipeline.artifacts.stages import DVC_YAML
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -58,11 +58,16 @@ class Repository:
         except DvcException as error:
             raise NotRecorded(f"DVC: {error}") from error
 
-    def knows(self, stage: Stage) -> bool:
-        """Say whether dvc.yaml has a stage."""
-        return self._file.resolver.has_key(stage.name)
+    def knows(self, stage: str) -> bool:
+        """Say whether dvc.yaml has a stage, such as train@Pong-0."""
+        return self._file.resolver.has_key(stage)
 
-    def is_recorded(self, stage: Stage, entries: Entries) -> bool:
+    def is_there(self, stage: str) -> bool:
+        """Say whether everything that a stage needs and makes is there."""
+        known = self._load(stage, {})
+        return all(file.exists for file in (*known.deps, *known.outs))
+
+    def is_recorded(self, stage: str, entries: Entries) -> bool:
         """Say whether entries of dvc.lock are of a stage's files as they lie here.
 
         Blobs may be missing, as in a clone that has pulled nothing; what git keeps may not.
@@ -70,16 +75,16 @@ class Repository:
         Raises:
             NotRecorded: when DVC cannot tell.
         """
-        if stage.name not in entries:
+        if stage not in entries:
             return False
-        missing = {blob for blob in stage.blobs if not Path(blob).exists()}
         with _complaints(stage):
             known = self._load(stage, entries)
+            missing = {str(out) for out in known.outs if out.use_cache and not out.exists}
             needs, outs, command = known.changed_entries()
             lost = any(out.use_cache and out.changed_cache() for out in known.outs)
         return not (needs or command or set(outs) - missing or (lost and not missing))
 
-    def commit(self, stage: Stage) -> Entry:
+    def commit(self, stage: str) -> Entry:
         """Put a stage's files into DVC's cache and link them from there.
 
         Returns:
@@ -97,10 +102,10 @@ class Repository:
             known.commit()
         return to_single_stage_lockfile(known)
 
-    def _load(self, stage: Stage, entries: Entries) -> PipelineStage:
+    def _load(self, stage: str, entries: Entries) -> PipelineStage:
         from dvc.stage.loader import StageLoader
 
-        return StageLoader(self._file, self._file.contents, {"stages": entries})[stage.name]
+        return StageLoader(self._file, self._file.contents, {"stages": entries})[stage]
 
     def mend_processes(self) -> bool:
         """Remove DVC's list of processes when a kill has left it unreadable; say whether it had.
@@ -122,11 +127,11 @@ class Repository:
 
 
 @contextmanager
-def _complaints(stage: Stage) -> Iterator[None]:
+def _complaints(stage: str) -> Iterator[None]:
     """Turn what DVC complains about into NotRecorded."""
     from dvc.exceptions import DvcException
 
     try:
         yield
     except (DvcException, OSError) as error:
-        raise NotRecorded(f"{stage.name}: not recorded; {reason(error)}") from error
+        raise NotRecorded(f"{stage}: not recorded; {reason(error)}") from error

@@ -12,7 +12,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -96,48 +96,44 @@ def read_statuses(results: Path) -> list[RunStatus]:
 
 
 def _status(run: PlannedRun) -> RunStatus:
-    game, seed, folder = run.game, run.seed, run.folder
-    fingerprint, evaluation = run.fingerprint[:SHORT], run.evaluation_fingerprint[:SHORT]
-    logs = run.results / "logs" / game / f"seed{seed}"
-    live = _live(folder / STATUS, fingerprint)
-    step, total, last = live.get("step"), live.get("total_steps"), live.get("last_return")
+    logs = run.results / "logs" / run.game / f"seed{run.seed}"
+    live = _live(run.folder / STATUS, run.fingerprint)
+    found = RunStatus(
+        run.game,
+        run.seed,
+        str(live.get("state", "waiting")),
+        live.get("step"),
+        live.get("total_steps"),
+        last_return=live.get("last_return"),
+    )
     if run.record.exists():
         score = _score(run.evaluation)
         if score is not None:
-            return RunStatus(game, seed, "done", step, total, last_return=score)
-        detail = last_line(logs / f"evaluate-{evaluation}.log")
-        return RunStatus(game, seed, "trained", step, total, last_return=last, detail=detail)
-    if made := earlier_run(folder, run.recipe):
+            return replace(found, state="done", last_return=score)
+        log = _last_line(logs / f"evaluate-{run.evaluation_fingerprint[:SHORT]}.log")
+        return replace(found, state="trained", detail=log)
+    if made := earlier_run(run.folder, run.recipe):
         noted = noted_evaluation(made.record)
         score = _score(noted.path) if noted else None
-        return RunStatus(
-            game,
-            seed,
-            "earlier code",
-            made.steps,
-            made.steps,
-            last_return=score,
-            commit=made.commit,
-        )
-    log = last_line(logs / f"train-{fingerprint}.log")
-    state = str(live.get("state", "waiting"))
-    if state == "failed":
-        detail = log or str(live.get("message", ""))
-        return RunStatus(game, seed, state, step, total, last_return=last, detail=detail)
-    if state in ("running", "done"):  # a record is written a moment after the last step
-        if _is_alive(folder, str(live.get("updated", ""))):
-            rate = float(live.get("steps_per_second") or 0) or None
-            return RunStatus(game, seed, "running", step, total, rate, last)
-        state = "lost"
-    return RunStatus(game, seed, state, step, total, last_return=last)
+        found = replace(found, step=made.steps, total_steps=made.steps, commit=made.commit)
+        return replace(found, state="earlier code", last_return=score)
+    if found.state == "failed":
+        log = _last_line(logs / f"train-{run.fingerprint[:SHORT]}.log")
+        return replace(found, detail=log or str(live.get("message", "")))
+    if found.state in ("running", "done"):  # a record is written a moment after the last step
+        if not _is_alive(run.folder, str(live.get("updated", ""))):
+            return replace(found, state="lost")
+        rate = float(live.get("steps_per_second") or 0) or None
+        return replace(found, state="running", steps_per_second=rate)
+    return found
 
 
 def _live(path: Path, fingerprint: str) -> dict[str, Any]:
     """Return what a run's status.json says; nothing when it is of another run, or unreadable."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return data if data["fingerprint"].startswith(fingerprint) else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return data if data["fingerprint"] == fingerprint else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -168,7 +164,7 @@ def _is_alive(folder: Path, updated: str) -> bool:
     return silence.total_seconds() < SILENCE
 
 
-def last_line(path: Path) -> str:
+def _last_line(path: Path) -> str:
     """Return a log's last line that says something; nothing when there is none."""
     try:
         with path.open("rb") as file:
@@ -185,11 +181,9 @@ def last_line(path: Path) -> str:
 def table(runs: Sequence[RunStatus]) -> Table:
     """Return the runs as a table that fits 80 columns."""
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    shown.add_column("Game", no_wrap=True)
-    shown.add_column("Seed", justify="right")
-    shown.add_column("State", no_wrap=True)
-    for name in ("Step", "Steps/s", "Time left", "Return"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    for name in ("Game", "Seed", "State", "Step", "Steps/s", "Time left", "Return"):
+        words = name in ("Game", "State")
+        shown.add_column(name, justify="left" if words else "right", no_wrap=True)
     for run in runs:
         rate, last = run.steps_per_second, run.last_return
         shown.add_row(

@@ -1,4 +1,4 @@
-"""Fetching one file of a run from DVC's cache or its remote, when a job needs it.
+"""Fetching a run's checkpoint from DVC's cache or its remote, when a job needs it.
 
 Of ten `dvc pull`, one run each, started at once, nine fail: "Unable to acquire lock". This takes
 none of DVC's locks and writes nothing of DVC's, so that jobs do it side by side. Jobs in the image
@@ -14,8 +14,9 @@ from typing import Any
 
 from drama.errors import DramaError
 from drama.files import replacing, sha256_file
-from drama.pipeline.artifacts.integrity import read_artifacts
 from drama.pipeline.artifacts.lockfile import LOCK, read_ledger
+from drama.pipeline.artifacts.records import RecordedRun
+from drama.runs.folder import CHECKPOINT
 
 CACHE = Path(".dvc/cache/files/md5")
 
@@ -24,13 +25,11 @@ class NotFetched(DramaError):
     """A file that is neither here nor to be had."""
 
 
-def fetch(record: Path, name: str, stage: str) -> str:
-    """Bring a run's file back that dvc.lock names, and hold it to the run's own checksum.
+def fetch(run: RecordedRun) -> str:
+    """Bring the checkpoint back that dvc.lock names, and hold it to the run's own checksum.
 
     Args:
-        record: the run's run-<fingerprint>.json, from the project's root.
-        name: the file's, in the run's folder.
-        stage: the stage that made it, such as train@Pong-0.
+        run: a whole run, with its place from the project's root.
 
     Returns:
         Where it came from.
@@ -38,13 +37,12 @@ def fetch(record: Path, name: str, stage: str) -> str:
     Raises:
         NotFetched: when there is no such file, or one with other bytes; nothing is written then.
     """
-    path = record.with_name(name)
-    sha256 = next((item.sha256 for item in read_artifacts(record) if item.path == name), "")
-    md5 = _recorded(path, stage)
+    path = run.folder / CHECKPOINT
+    md5 = _recorded(path, run.stage)
     cached = CACHE / md5[:2] / md5[2:]
     damaged = ""
     if cached.is_file():
-        if sha256_file(cached) == sha256:
+        if sha256_file(cached) == run.checkpoint.sha256:
             with replacing(path) as temporary:
                 shutil.copyfile(cached, temporary)
             return str(CACHE)
@@ -52,15 +50,15 @@ def fetch(record: Path, name: str, stage: str) -> str:
     if find_spec("dvc") is None:
         raise NotFetched(
             f"{path}: not here. {damaged}DVC, which could fetch it, is not installed here either: "
-            f"`dvc pull {stage}` where it is"
+            f"`dvc pull {run.stage}` where it is"
         )
-    return _download(path, md5, sha256, stage, damaged)
+    return _download(path, md5, run, damaged)
 
 
 def _recorded(path: Path, stage: str) -> str:
     """Return a file's MD5, by which DVC finds it."""
     ledger = read_ledger()
-    for entries in (ledger.entries, *(ledger.older if ledger.damage else ())):
+    for entries in ledger.sources:
         for out in entries.get(stage, {}).get("outs") or ():
             if out["path"] == path.as_posix():
                 return str(out["md5"])
@@ -72,7 +70,7 @@ def _recorded(path: Path, stage: str) -> str:
     )
 
 
-def _download(path: Path, md5: str, sha256: str, stage: str, damaged: str) -> str:
+def _download(path: Path, md5: str, run: RecordedRun, damaged: str) -> str:
     from dvc.repo import Repo
 
     where, source = "DVC's remote", "?"
@@ -83,23 +81,23 @@ def _download(path: Path, md5: str, sha256: str, stage: str, damaged: str) -> st
             source = remote.odb.oid_to_path(md5)
             with replacing(path) as temporary:
                 remote.odb.fs.get_file(source, str(temporary))
-                if sha256_file(temporary) != sha256:
+                if sha256_file(temporary) != run.checkpoint.sha256:
                     raise NotFetched(
                         f"{path}: damaged in {where}: the bytes of {source} are not those that "
                         f"the run recorded. {damaged}Remove that file there and give "
-                        f"`dvc push {stage}` where a good copy is"
+                        f"`dvc push {run.stage}` where a good copy is"
                     )
     except NotFetched:
         raise
     except FileNotFoundError:
         raise NotFetched(
             f"{path}: neither here nor in {where}, where it would be {source}. {damaged}"
-            f"Give `dvc push {stage}` where the run was trained"
+            f"Give `dvc push {run.stage}` where the run was trained"
         ) from None
     except Exception as error:  # each kind of remote has a library with errors of its own
         said = getattr(error, "strerror", None) or error  # without the system's number
         raise NotFetched(
             f"{path}: not here, and DVC cannot fetch it: {said}. {damaged}When that is mended, "
-            f"give the same command again, or `dvc pull {stage}`"
+            f"give the same command again, or `dvc pull {run.stage}`"
         ) from error
     return where

@@ -21,17 +21,19 @@ from drama.agent.behaviour.agent import Agent
 from drama.agent.evaluation import Episode, play
 from drama.agent.model.sequence import kernels, use_backend
 from drama.errors import DramaError
-from drama.files import sha256_file, sha256_text
+from drama.files import sha256_text
 from drama.pipeline.artifacts.agents import agent_of
 from drama.pipeline.artifacts.evaluations import Evaluation
 from drama.pipeline.artifacts.records import (
     Damaged,
     OtherCode,
     RecordedRun,
+    compare,
     evaluations_of,
+    few,
     read_record,
 )
-from drama.pipeline.artifacts.weights import read_weights_of, same_tensors, weights_path
+from drama.pipeline.artifacts.weights import read_weights_of, same_tensors
 from drama.pipeline.fingerprints import Choices, evaluation_code, run_code
 from drama.pipeline.jobs import device_name
 from drama.pipeline.recipes import evaluation_text
@@ -109,20 +111,15 @@ def _check_artifacts(run: RecordedRun) -> list[str]:
     Returns:
         The files that are not here, and need not be because the weights are.
     """
-    missing, changed = [], []
-    for item in run.record.artifacts:
-        path = run.folder / item.path
-        if not path.is_file():
-            missing.append(item.path)
-        elif path.stat().st_size != item.bytes or sha256_file(path) != item.sha256:
-            changed.append(item.path)
+    missing, changed = ([item.path for item in items] for items in compare(run))
     if changed:
         raise Damaged(
-            f"not the recorded bytes: {_few(changed)}; remove them, then {run.remedy}, "
+            f"not the recorded bytes: {few(changed)}; remove them, then {run.remedy}, "
             "or `git checkout` for what git keeps"
         )
-    _require(run, [name for name in missing if not _is_large(name)])
-    if not weights_path(run.folder, run.fingerprint).exists():
+    # What git does not keep may be missing.
+    _require(run, [n for n in missing if n != CHECKPOINT and not n.startswith(f"{REPLAY}/")])
+    if not run.weights.exists():
         _require(run, missing)
         return []
     weights = read_weights_of(run)
@@ -133,32 +130,21 @@ def _check_artifacts(run: RecordedRun) -> list[str]:
     return missing
 
 
-def _is_large(name: str) -> bool:
-    """Say whether a file is one of those that git does not keep."""
-    return name == CHECKPOINT or name.startswith(f"{REPLAY}/")
-
-
 def _require(run: RecordedRun, missing: Sequence[str]) -> None:
     if missing:
-        raise Missing(f"not here: {_few(missing)}; {run.remedy} where DVC keeps them")
+        raise Missing(f"not here: {few(missing)}; {run.remedy} where DVC keeps them")
 
 
 def _say_files(run: RecordedRun, absent: Sequence[str]) -> str:
     listed = len(run.record.artifacts)
-    weights = weights_path(run.folder, run.fingerprint)
-    if not weights.exists():
+    if not run.weights.exists():
         return f"{listed} files intact"
     if not absent:
         return f"{listed} files and the weights intact"
     return (
         f"{listed - len(absent)} of {listed} files intact, not here and not checked: "
-        f"{_few(absent)}; the weights are intact and name the recorded checkpoint"
+        f"{few(absent)}; the weights are intact and name the recorded checkpoint"
     )
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 # --- playing -------------------------------------------------------------------------------------
@@ -192,7 +178,8 @@ def _play(
     complete = count == len(evaluation.rows)
     which = "all" if complete else f"the first {asked} of {settings.episodes}"
     ways = f", {' and '.join(settings.ways)}," if settings.both else ""
-    code = "" if _is_todays(run, evaluation) else _with_todays_code(run)
+    made = f", with today's code; the run was made at commit {run.commit}"
+    code = "" if _is_todays(run, evaluation) else made
     if equal == count == len(played):
         again = f"recorded, {which} episodes{ways} again,"
         if complete:
@@ -200,7 +187,7 @@ def _play(
         return Verdict(Finding.VERIFIED, f"score {mean:g} {again} exactly{code}")
     way = evaluation.score.actions
     now = fmean(episode.episode_return for episode in played if episode.actions == way)
-    then = fmean(row["episode_return"] for row in rows if row.get("actions", way) == way)
+    then = fmean(row["episode_return"] for row in rows if row["actions"] == way)
     found = (
         f"score {now:g} where {then:g} is recorded for {which} episodes, "
         f"{equal} of {count} episodes exactly{code}"
@@ -218,8 +205,7 @@ def _play(
 
 def _count_equal(rows: Sequence[dict[str, Any]], played: Sequence[Episode]) -> int:
     """Count the episodes that are as recorded, in all that was recorded of them."""
-    again = (episode.row() for episode in played)
-    return sum(row == {k: new[k] for k in row} for row, new in zip(rows, again, strict=False))
+    return sum(row == new.row() for row, new in zip(rows, played, strict=False))
 
 
 def _is_todays(run: RecordedRun, evaluation: Evaluation) -> bool:
@@ -227,7 +213,3 @@ def _is_todays(run: RecordedRun, evaluation: Evaluation) -> bool:
     text = evaluation_text(run.fingerprint, evaluation.settings, evaluation_code())
     todays = run.recipe.code == run_code(Choices.of(run.recipe.game, run.recipe.settings))
     return todays and sha256_text(text) == evaluation.fingerprint
-
-
-def _with_todays_code(run: RecordedRun) -> str:
-    return f", with today's code; the run was made at commit {run.commit}"

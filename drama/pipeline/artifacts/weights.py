@@ -23,11 +23,10 @@ from safetensors.numpy import save
 from drama.agent.behaviour.agent import Agent
 from drama.agent.evaluation import build_agent, new_agent
 from drama.agent.settings import Frozen, Recipe
-from drama.errors import ConfigurationError, DramaError, reason
+from drama.errors import DramaError, reason
 from drama.files import canonical_json, replacing, sha256_text
-from drama.pipeline import history
-from drama.pipeline.artifacts.records import OtherCode, RecordedRun, Sha256
-from drama.runs.folder import SHORT
+from drama.pipeline.artifacts.records import OtherCode, RecordedRun, Sha256, few, known_recipe
+from drama.runs.folder import SHORT, short_commit
 
 HEADER_LIMIT = 1 << 20
 """Bytes a file's header may have; an agent's has some 20 000."""
@@ -98,15 +97,10 @@ class Weights:
         return build_agent(self.recipe, self.tensors | slow, device)
 
 
-def weights_path(folder: Path, fingerprint: str) -> Path:
-    """Return where a run's weights are exported to."""
-    return folder / f"weights-{fingerprint[:SHORT]}.safetensors"
-
-
 # --- writing -------------------------------------------------------------------------------------
 
 
-def write_weights(run: RecordedRun, state: Mapping[str, np.ndarray]) -> Path:
+def write_weights(run: RecordedRun, state: Mapping[str, np.ndarray]) -> None:
     """Write a run's weights; the same run gives the same bytes.
 
     Args:
@@ -117,11 +111,7 @@ def write_weights(run: RecordedRun, state: Mapping[str, np.ndarray]) -> Path:
         OtherCode: when today's agent has other tensors.
         WeightsError: when what was written does not read back as it should.
     """
-    if problem := other_tensors(run.recipe, shapes_of(state)):
-        raise OtherCode(
-            f"{run.folder}: today's code builds another agent from this run's recipe: {problem}; "
-            f"the code of commit {run.commit} exports it"
-        )
+    check_tensors(run.folder, run.recipe, shapes_of(state), run.record.git_commit)
     tensors = _stored(state)
     if not all(np.isfinite(value).all() for value in tensors.values()):
         raise WeightsError(f"{run.folder}: nothing is exported: a weight is not finite as stored")
@@ -134,12 +124,9 @@ def write_weights(run: RecordedRun, state: Mapping[str, np.ndarray]) -> Path:
         "versions": json.dumps(run.record.versions, sort_keys=True),
     }
     metadata["sha256"] = _digest(metadata, tensors)
-    path = weights_path(run.folder, run.fingerprint)
-    with replacing(path) as temporary:
+    with replacing(run.weights) as temporary:
         temporary.write_bytes(_in_order(save(tensors, metadata)))
-        if not same_tensors(read_weights(temporary).tensors, tensors):
-            raise WeightsError(f"{path}: not written, since it does not read back as it should")
-    return path
+        read_weights(temporary)
 
 
 def _stored(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -196,12 +183,7 @@ def read_weights(path: Path) -> Weights:
             recipe = _recipe(path, metadata)
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {n: (p.get_dtype(), tuple(p.get_shape())) for n, p in parts.items()}
-            if problem := other_tensors(recipe, shapes):
-                raise OtherCode(
-                    f"{path}: not the tensors of the agent that today's code builds from the "
-                    f"file's recipe: {problem}. The code of commit "
-                    f"{metadata.git_commit or 'unknown'} may build it"
-                )
+            check_tensors(path, recipe, shapes, metadata.git_commit)
             tensors = {name: file.get_tensor(name) for name in parts}
     except SafetensorError:
         raise _damaged(path, ValueError("its header and its contents do not fit")) from None
@@ -218,13 +200,7 @@ def _recipe(path: Path, metadata: Metadata) -> Recipe:
     recorded: Any = json.loads(metadata.recipe)
     if not isinstance(recorded, dict):
         raise ValueError("its recipe is none")
-    try:
-        return history.read_recipe(recorded, str(path))
-    except ConfigurationError as error:
-        raise OtherCode(
-            f"{error}. Today's code does not know this; the code of commit "
-            f"{metadata.git_commit or 'unknown'} may"
-        ) from None
+    return known_recipe(recorded, str(path), metadata.git_commit)
 
 
 def read_weights_of(run: RecordedRun) -> Weights:
@@ -235,7 +211,7 @@ def read_weights_of(run: RecordedRun) -> Weights:
             recorded one.
         OtherCode: as `read_weights`.
     """
-    path = weights_path(run.folder, run.fingerprint)
+    path = run.weights
     weights = read_weights(path)
     if weights.metadata.fingerprint != run.fingerprint:
         raise WeightsError(
@@ -250,34 +226,33 @@ def read_weights_of(run: RecordedRun) -> Weights:
     return weights
 
 
-def shapes_of(tensors: Mapping[str, np.ndarray]) -> Shapes:
+def shapes_of(tensors: Mapping[str, np.ndarray | torch.Tensor]) -> Shapes:
     """Return dtype, as safetensors calls it, and shape of every array."""
-    return {name: (_dtype(value.dtype.name), value.shape) for name, value in tensors.items()}
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
+    return {
+        name: (DTYPES.get(dtype, dtype), tuple(tensors[name].shape))
+        for name, dtype in dtypes.items()
+    }
 
 
-def _dtype(name: str) -> str:
-    return DTYPES.get(name, name)
-
-
-def other_tensors(recipe: Recipe, found: Shapes) -> str | None:
-    """Say how tensors differ from those of a recipe's agent, None when they do not.
+def check_tensors(place: Path, recipe: Recipe, found: Shapes, commit: str | None) -> None:
+    """Hold tensors that were recorded at a commit to those of a recipe's agent.
 
     The agent is built without memory for its tensors, so that a recipe can ask for any size. The
     slow critic's are left out on both sides, and the decoder's precision is passed over.
+
+    Raises:
+        OtherCode: when they differ, saying how.
     """
     with torch.device("meta"):
-        state = new_agent(recipe).state_dict()
-    own = {
-        name: (_dtype(str(value.dtype).removeprefix("torch.")), tuple(value.shape))
-        for name, value in state.items()
-    }
+        agent = new_agent(recipe)
     own, found = (
         {
             name: ("F16" if dtype == "F32" and _is_halved(name, shape) else dtype, shape)
             for name, (dtype, shape) in shapes.items()
             if not name.startswith(SLOW_CRITIC)
         }
-        for shapes in (own, found)
+        for shapes in (shapes_of(agent.state_dict()), found)
     )
     problems = [
         *(f"{name} is missing" for name in own.keys() - found.keys()),
@@ -288,19 +263,17 @@ def other_tensors(recipe: Recipe, found: Shapes) -> str | None:
             if found.get(name, shape) != shape
         ),
     ]
-    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return ", ".join(sorted(problems)[:3]) + more if problems else None
+    if problems:
+        raise OtherCode(
+            f"{place}: not the tensors of the agent that today's code builds from its recipe: "
+            f"{few(sorted(problems))}. The code of commit {short_commit(commit or 'unknown')} may "
+            "build it"
+        )
 
 
 def same_tensors(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
     """Say whether two agents' tensors are equal, bit for bit, as a file holds them."""
-    one, other = _stored(one), _stored(other)
-    return one.keys() == other.keys() and all(
-        value.dtype == other[name].dtype
-        and value.shape == other[name].shape
-        and value.tobytes() == other[name].tobytes()
-        for name, value in one.items()
-    )
+    return _digest({}, _stored(one)) == _digest({}, _stored(other))
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
