@@ -16,8 +16,9 @@ import typer
 from drama import options
 from drama.errors import ConfigurationError, DramaError, reason
 from drama.pipeline import gpus
-from drama.pipeline.config import parse_assignment, project_file
+from drama.pipeline.config import project_file
 from drama.pipeline.history import earlier_run
+from drama.pipeline.layers import parse_assignment
 from drama.pipeline.recipes import plan as make_plan
 from drama.pipeline.recipes import read_recipe
 from drama.runs.stopping import stop_at_once

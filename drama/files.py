@@ -93,23 +93,23 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested dictionaries into one whose keys are paths with slashes."""
+def flatten(nested: dict[str, Any], separator: str = "/", prefix: str = "") -> dict[str, Any]:
+    """Turn nested dictionaries into one whose keys are paths."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        assert "/" not in key, f"{prefix}{key}: a key cannot hold a slash"
+        assert separator not in key, f"{prefix}{key}: a key cannot hold a {separator}"
         if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}/")
+            flat |= flatten(value, separator, f"{prefix}{key}{separator}")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+def unflatten(flat: dict[str, Any], separator: str = "/") -> dict[str, Any]:
     """Invert `flatten` (empty dictionaries aside)."""
     nested: dict[str, Any] = {}
     for path, value in flat.items():
-        *sections, key = path.split("/")
+        *sections, key = path.split(separator)
         target = nested
         for section in sections:
             target = target.setdefault(section, {})

@@ -10,7 +10,8 @@ import pytest
 import torch
 from workspace import Workspace, make_workspace
 
-from drama.pipeline.config import Layer, Preset, load_preset
+from drama.pipeline.config import Preset, load_preset
+from drama.pipeline.layers import Layer
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "config" / "presets"

@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from drama.agent.settings import EvaluationSettings, Recipe
 from drama.files import canonical_json, sha256_text
-from drama.pipeline.config import Layer, parse_recipe, resolve
+from drama.pipeline.config import parse_recipe
+from drama.pipeline.layers import Layer, resolve
 from drama.runs.folder import SHORT, short_commit
 
 Before = Any | Callable[[Mapping[str, Any]], Any]

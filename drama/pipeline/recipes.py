@@ -19,12 +19,10 @@ from drama.errors import ConfigurationError, reason
 from drama.files import canonical_json, sha256_text, write_text
 from drama.pipeline.config import (
     Experiment,
-    Layer,
     Preset,
     load_experiment,
     load_preset,
     read_recipe_text,
-    resolve,
 )
 from drama.pipeline.fingerprints import (
     LOCK_FILE,
@@ -34,6 +32,7 @@ from drama.pipeline.fingerprints import (
     run_code,
     runtime,
 )
+from drama.pipeline.layers import Layer, resolve
 from drama.pipeline.plans import Plan, PlannedRun, plan_text
 from drama.runs.folder import SHORT, restore
 

@@ -18,18 +18,14 @@ from workspace import make_workspace
 from drama.agent.settings import ATARI_100K, Recipe, Settings
 from drama.errors import ConfigurationError
 from drama.pipeline.config import (
-    Layer,
     Preset,
     load_experiment,
     load_preset,
-    parse_assignment,
-    parse_yaml,
     preset_files,
     preset_layers,
-    read_mapping,
     read_recipe_text,
-    resolve,
 )
+from drama.pipeline.layers import Layer, parse_assignment, parse_yaml, read_mapping, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "config" / "presets"

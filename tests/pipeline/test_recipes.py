@@ -14,8 +14,9 @@ from workspace import EXPERIMENT, GAME, SEED, Workspace, make_workspace
 
 from drama.errors import ConfigurationError
 from drama.files import canonical_json
-from drama.pipeline.config import Preset, load_preset, parse_assignment
+from drama.pipeline.config import Preset, load_preset
 from drama.pipeline.fingerprints import Choices, run_code, runtime
+from drama.pipeline.layers import parse_assignment
 from drama.pipeline.plans import Plan
 from drama.pipeline.recipes import (
     is_complete_protocol,

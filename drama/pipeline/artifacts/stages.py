@@ -31,7 +31,7 @@ PLANNING_CODE = (
     *REPORT,
     *(
         f"pipeline/{name}"
-        for name in ("accepted.json", "config.py", "fingerprints.py", "recipes.py")
+        for name in ("accepted.json", "config.py", "layers.py", "fingerprints.py", "recipes.py")
     ),
 )
 SCORES_PLOT = {
