@@ -312,9 +312,7 @@ def stages() -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def accept(
-    commit: options.Commit = None,
-) -> None:
+def accept(commit: options.Commit = None) -> None:
     """Hold the committed code against an earlier commit's; if equal, recorded runs stay current.
 
     Both train and play the same short runs, in some minutes. When all bytes agree, the hashes of

@@ -14,8 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ZSTD_LEVEL = 3
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -72,12 +70,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
     """Write a Parquet file as a whole, zstd-compressed, with checksums that readers can verify."""
-    options = {
-        "compression": "zstd",
-        "compression_level": ZSTD_LEVEL,
-        "write_page_checksum": True,
-        **options,
-    }
+    options |= {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
     with replacing(path) as temporary:
         pq.write_table(table, temporary, **options)
 

@@ -65,13 +65,7 @@ BASE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Probe:
-    """A short run.
-
-    Attributes:
-        name: what it is called.
-        game: what it plays.
-        settings: over those of all probes.
-    """
+    """A short run, with settings over those of all probes."""
 
     name: str
     game: str
@@ -175,18 +169,17 @@ def accept(commit: str | None = None) -> Iterator[str]:
 
 def enter(known: Accepted, names: Names, commit: str) -> Accepted:
     """Return what is accepted when today's code equals the code that has these names."""
-    sections = {name: {k: list(v) for k, v in getattr(known, name).items()}
-                for name in ("code", "evaluation", "runtime")}  # fmt: skip
+    entered = known.model_dump() | {"commit": commit}
     todays = [
         *(("code", names.code[choices], run_code_hash(choices)) for choices in Choices.every()),
         ("evaluation", names.evaluation, evaluation_code_hash()),
         ("runtime", names.runtime, lock_hash(LOCK_FILE, LIBRARIES)),
     ]
     for section, name, digest in todays:
-        entries = sections[section]
+        entries = entered[section]
         if digest != name and not any(digest in same for same in entries.values()):
             entries.setdefault(name, []).append(digest)
-    return Accepted(commit=commit, **sections)
+    return Accepted(**entered)
 
 
 # --- commits -------------------------------------------------------------------------------------

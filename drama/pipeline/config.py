@@ -103,12 +103,7 @@ def preset_layers(name: str, folder: Path = PRESETS) -> list[Layer]:
 
 
 def find_preset(name: Any, where: str, folder: Path = PRESETS) -> Path:
-    """Return the file of a preset, a folder's own before the installed package's.
-
-    Args:
-        name: what was written.
-        where: where that was, file and key.
-        folder: of presets beside the installed package's.
+    """Return the file of a preset that was named somewhere, in a file and under a key.
 
     Raises:
         ConfigurationError: when there is no such preset.
@@ -298,11 +293,7 @@ def _listed(value: Any) -> Any:
 
 
 def check_game(game: str, where: str) -> None:
-    """Check that a game exists: one of the benchmark, of ale-py's others, or Catch.
-
-    Args:
-        game: what was written.
-        where: where that was, file and key.
+    """Check that a game named somewhere exists: of the benchmark, of ale-py's others, or Catch.
 
     Raises:
         ConfigurationError: when it does not.

@@ -108,8 +108,8 @@ def _status(run: PlannedRun) -> RunStatus:
         detail = last_line(logs / f"evaluate-{evaluation}.log")
         return RunStatus(game, seed, "trained", step, total, last_return=last, detail=detail)
     if made := earlier_run(folder, run.recipe):
-        noted = noted_evaluation(made.record)
-        score = _score(noted.path) if noted else None
+        noted = noted_evaluation(folder)
+        score = _score(folder / noted.name) if noted else None
         return RunStatus(
             game,
             seed,
