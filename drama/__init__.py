@@ -6,7 +6,7 @@ Reading order, wing by wing; each imports only those before it:
 2. `runs`      how a run is kept: its folder, checkpoint, replay shards, tables, progress
 3. `agent`     what decides a result: `settings`, `shapes`, `env`, `replay`, `model`,
                `behaviour`, `training`, `evaluation`, in this order
-4. `pipeline`  which runs, where: `config`, `recipes` (fingerprints), `history`, `jobs`,
+4. `pipeline`  which runs, where: `layers`, `config`, `recipes` (fingerprints), `history`, `jobs`,
                `extensions`, `gpus`, `slurm`, and `artifacts`, what becomes of results
 5. `report`    what is shown: scores, figures, one page
 6. `options`, `cli`    what the `drama` command takes; what it calls

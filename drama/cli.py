@@ -16,8 +16,9 @@ import typer
 from drama import options
 from drama.errors import ConfigurationError, DramaError, reason
 from drama.pipeline import gpus
-from drama.pipeline.config import parse_assignment, project_file
+from drama.pipeline.config import project_file
 from drama.pipeline.history import earlier_run
+from drama.pipeline.layers import parse_assignment
 from drama.pipeline.recipes import plan as make_plan
 from drama.pipeline.recipes import read_recipe
 from drama.runs.stopping import stop_at_once
@@ -311,9 +312,7 @@ def stages() -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def accept(
-    commit: options.Commit = None,
-) -> None:
+def accept(commit: options.Commit = None) -> None:
     """Hold the committed code against an earlier commit's; if equal, recorded runs stay current.
 
     Both train and play the same short runs, in some minutes. When all bytes agree, the hashes of

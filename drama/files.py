@@ -14,8 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ZSTD_LEVEL = 3
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -72,12 +70,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
     """Write a Parquet file as a whole, zstd-compressed, with checksums that readers can verify."""
-    options = {
-        "compression": "zstd",
-        "compression_level": ZSTD_LEVEL,
-        "write_page_checksum": True,
-        **options,
-    }
+    options |= {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
     with replacing(path) as temporary:
         pq.write_table(table, temporary, **options)
 
@@ -93,23 +86,23 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested dictionaries into one whose keys are paths with slashes."""
+def flatten(nested: dict[str, Any], separator: str = "/", prefix: str = "") -> dict[str, Any]:
+    """Turn nested dictionaries into one whose keys are paths."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        assert "/" not in key, f"{prefix}{key}: a key cannot hold a slash"
+        assert separator not in key, f"{prefix}{key}: a key cannot hold a {separator}"
         if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}/")
+            flat |= flatten(value, separator, f"{prefix}{key}{separator}")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+def unflatten(flat: dict[str, Any], separator: str = "/") -> dict[str, Any]:
     """Invert `flatten` (empty dictionaries aside)."""
     nested: dict[str, Any] = {}
     for path, value in flat.items():
-        *sections, key = path.split("/")
+        *sections, key = path.split(separator)
         target = nested
         for section in sections:
             target = target.setdefault(section, {})

@@ -41,10 +41,6 @@ def _complete_games(incomplete: str) -> list[str]:
     return [before + game for game in GAMES]
 
 
-def _complete_presets() -> list[str]:
-    return list(preset_files())
-
-
 Version = Annotated[
     bool,
     typer.Option(
@@ -66,7 +62,7 @@ Preset = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        autocompletion=_complete_presets,
+        autocompletion=lambda: list(preset_files()),
         help="Another preset than the file's: drama's own, or one in config/presets.",
     ),
 ]

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from workspace import Workspace, make_workspace
+from workspace import Command, Workspace, make_workspace
 
-from drama.pipeline.config import Layer, Preset, load_preset
+from drama.pipeline.config import Preset, load_preset
+from drama.pipeline.layers import Layer
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "config" / "presets"
@@ -48,3 +49,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace.train(every=10_000)
     workspace.evaluate()
     return workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A folder with configuration of toy size, the current one."""
+    monkeypatch.chdir(tmp_path)
+    return make_workspace(tmp_path)
+
+
+@pytest.fixture
+def drama(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """The `drama` command, run in this process and in a folder of toy size."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return Command(monkeypatch, capsys)

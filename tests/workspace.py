@@ -16,9 +16,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GAME, SEED = "Breakout", 9  # a point and a lost life within the first steps
@@ -156,6 +159,27 @@ def make_workspace(root: Path, overrides: Mapping[str, str] | None = None) -> Wo
     for name, text in (files | dict(overrides or {})).items():
         (root / name).write_text(text, encoding="utf-8")
     return Workspace(root)
+
+
+class Command:
+    """The command, run in this process."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self.patch, self.capture = patch, capture
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Return exit code, output and error output."""
+        from drama.cli import main
+
+        self.patch.setattr(sys, "argv", ["drama", *arguments])
+        try:
+            main()
+            code: int | str | None = 0
+        except SystemExit as stop:
+            code = stop.code
+        captured = self.capture.readouterr()
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
 
 
 def _drama(

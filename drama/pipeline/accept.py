@@ -30,7 +30,7 @@ import yaml
 
 from drama.errors import ConfigurationError, DramaError
 from drama.files import flatten, unflatten, write_json
-from drama.pipeline.config import Layer, Preset, load_preset, parse_yaml
+from drama.pipeline.config import Preset, load_preset
 from drama.pipeline.fingerprints import (
     ACCEPTED,
     LIBRARIES,
@@ -44,6 +44,7 @@ from drama.pipeline.fingerprints import (
     run_code_hash,
 )
 from drama.pipeline.history import ADDED
+from drama.pipeline.layers import Layer, read_mapping
 from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT, EPISODES, REPLAY, TRAINING
 from drama.runs.shards import read_shards
@@ -64,13 +65,7 @@ BASE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Probe:
-    """A short run.
-
-    Attributes:
-        name: what it is called.
-        game: what it plays.
-        settings: over those of all probes.
-    """
+    """A short run, with settings over those of all probes."""
 
     name: str
     game: str
@@ -174,18 +169,17 @@ def accept(commit: str | None = None) -> Iterator[str]:
 
 def enter(known: Accepted, names: Names, commit: str) -> Accepted:
     """Return what is accepted when today's code equals the code that has these names."""
-    sections = {name: {k: list(v) for k, v in getattr(known, name).items()}
-                for name in ("code", "evaluation", "runtime")}  # fmt: skip
+    entered = known.model_dump() | {"commit": commit}
     todays = [
         *(("code", names.code[choices], run_code_hash(choices)) for choices in Choices.every()),
         ("evaluation", names.evaluation, evaluation_code_hash()),
         ("runtime", names.runtime, lock_hash(LOCK_FILE, LIBRARIES)),
     ]
     for section, name, digest in todays:
-        entries = sections[section]
+        entries = entered[section]
         if digest != name and not any(digest in same for same in entries.values()):
             entries.setdefault(name, []).append(digest)
-    return Accepted(commit=commit, **sections)
+    return Accepted(**entered)
 
 
 # --- commits -------------------------------------------------------------------------------------
@@ -263,20 +257,23 @@ def held(probe: Probe, earlier: Path, today: Path) -> str:
 
 def _settings(probe: Probe, tree: Path) -> Preset:
     """Return a probe's settings; what the tree has no setting for is as it was before."""
-    known = flatten(parse_yaml((tree / "config/presets/xs.yaml").read_text(), "xs.yaml"))
-    both = flatten(dict(BASE)) | flatten(dict(probe.settings))
-    added = {key.replace(".", "/"): value for key, value in ADDED.items()}
-    new = {key: value for key, value in added.items() if key not in known}
-    wanted = {key: value for key, value in both.items() if key not in new} | new
-    return load_preset("quick", Layer("the probe", unflatten(wanted)))
+    known = _known(tree)
+    new = {key: value for key, value in ADDED.items() if key not in known}
+    both = flatten(dict(BASE), ".") | flatten(dict(probe.settings), ".")
+    return load_preset("quick", Layer("the probe", unflatten(both | new, ".")))
+
+
+def _known(tree: Path) -> set[str]:
+    """Return the keys of all settings that the code in a tree has."""
+    return {*flatten(read_mapping(tree / "config/presets/xs.yaml"), ".")}
 
 
 def _plan(tree: Path, name: str, games: Mapping[str, Mapping[str, Any]], settings: Preset) -> Path:
     """Plan runs with the code in a tree; return the folder of the recipes."""
-    known = flatten(parse_yaml((tree / "config/presets/xs.yaml").read_text(), "xs.yaml"))
-    values = flatten(settings.model_dump(mode="json", by_alias=True))
+    known = _known(tree)
+    values = flatten(settings.model_dump(mode="json", by_alias=True), ".")
     preset = {key: value for key, value in values.items() if key in known}
-    _write(tree / f"config/presets/{name}.yaml", unflatten(preset))
+    _write(tree / f"config/presets/{name}.yaml", unflatten(preset, "."))
     experiment = {"preset": name, "games": games, "seeds": [0], "device": "cpu", "results": "made"}
     _write(tree / f"config/{name}.yaml", experiment)
     _drama(tree, "plan", "--config", f"config/{name}.yaml")

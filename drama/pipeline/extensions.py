@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from drama.files import remove_leftovers, replacing, sha256_file, sync_folder
 from drama.pipeline.artifacts.records import read_record
 from drama.pipeline.artifacts.verify import verify
 from drama.pipeline.fingerprints import evaluation_code, report_code
-from drama.pipeline.jobs import RunIncomplete
+from drama.pipeline.jobs import RunIncomplete, say
 from drama.pipeline.plans import PlannedRun, plan_text
 from drama.pipeline.recipes import (
     RunFiles,
@@ -34,11 +33,11 @@ from drama.pipeline.recipes import (
     read_recipe,
     recipe_text,
     run_files,
+    shortened,
     write_changed,
 )
 from drama.runs.checkpoint import load_checkpoint, save_checkpoint
 from drama.runs.folder import (
-    ARTIFACTS,
     CHECKPOINT,
     SHORT,
     STATUS,
@@ -98,9 +97,7 @@ def _longer(ancestor: RunFiles, steps: int) -> RunFiles:
     recipe = ancestor.recipe.model_copy(update=update)
     game, name = ancestor.path.absolute().parts[-2:]
     results = ancestor.path.absolute().parents[2].with_name(extended_preset(recipe))
-    path = results / "recipes" / game / name
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
+    path = shortened(results / "recipes" / game / name)
     return run_files(path, recipe, recipe_text(recipe))
 
 
@@ -147,11 +144,8 @@ def _take_over(ancestor: RunFiles, extension: RunFiles) -> None:
     staging = folder.with_name(f".{folder.name}.part")
     if staging.exists():
         shutil.rmtree(staging)
-    for pattern in ARTIFACTS:
-        for file in sorted(ancestor.folder.glob(pattern)):
-            name = file.relative_to(ancestor.folder)
-            if name.as_posix() in listed and name.name != CHECKPOINT:
-                _link(file, staging / name)
+    for name in sorted(listed - {CHECKPOINT}):
+        _link(ancestor.folder / name, staging / name)
     state = load_checkpoint(ancestor.folder / CHECKPOINT, ancestor.fingerprint)
     save_checkpoint(staging / CHECKPOINT, extension.fingerprint, state)
     _write_status(ancestor, extension, staging / STATUS)
@@ -160,7 +154,7 @@ def _take_over(ancestor: RunFiles, extension: RunFiles) -> None:
     make_current(folder, extension.fingerprint)  # another run's files make way
     os.replace(staging, folder)
     sync_folder(folder.parent)
-    _say(f"{folder}: goes on from run {ancestor.fingerprint[:SHORT]}, {ancestor.folder}")
+    say(f"{folder}: goes on from run {ancestor.fingerprint[:SHORT]}, {ancestor.folder}")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -182,7 +176,7 @@ def _write_status(ancestor: RunFiles, extension: RunFiles, path: Path) -> None:
     """Write the status.json that says whose folder it is, with the time already spent."""
     record = json.loads(ancestor.record.read_bytes())
     if record["versions"] != versions():
-        _say(
+        say(
             f"{ancestor.folder}: made with other library versions than are installed here, though "
             f"the lock file's are the same: {record['versions']} there, {versions()} here"
         )
@@ -215,21 +209,16 @@ def _write_recipes(extension: RunFiles, settings: EvaluationSettings) -> None:
 
 def _planned(recipes: Path) -> list[PlannedRun]:
     """Return the runs whose recipes are there, by game and seed."""
-    seeds = {path: path.stem.removeprefix("seed") for path in recipes.glob("*/seed*.json")}
     found = [
-        path for path in seeds if evaluation_recipe(path).is_file() and seeds[path].isdecimal()
-    ]
-    return [
         PlannedRun(
             recipes.parent,
             path.parent.name,
-            int(seeds[path]),
+            int(seed),
             sha256_file(path),
             sha256_file(evaluation_recipe(path)),
         )
-        for path in sorted(found, key=lambda path: (path.parent.name, int(seeds[path])))
+        for path in recipes.glob("*/seed*.json")
+        if (seed := path.stem.removeprefix("seed")).isdecimal()
+        and evaluation_recipe(path).is_file()
     ]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return sorted(found, key=lambda run: (run.game, run.seed))

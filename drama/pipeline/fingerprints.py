@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -83,22 +84,16 @@ class Choices:
         """Return all choices that there are."""
         kinds = get_args(SequenceModelSettings.model_fields["kind"].annotation)
         samplings = get_args(ReplaySettings.model_fields["sampling"].annotation)
-        return [
-            cls(family, kind, sampling)
-            for family in ("atari", "catch")
-            for kind in kinds
-            for sampling in samplings
-        ]
+        return [cls(*chosen) for chosen in product(("atari", "catch"), kinds, samplings)]
 
     @property
     def modules(self) -> dict[str, str]:
         """The packages that hold one module per choice, and the modules chosen."""
-        chosen = {
-            "drama.agent.env": self.family,
-            "drama.agent.model.sequence": self.kind,
-            "drama.agent.replay.distribution": self.sampling,
+        return {
+            "drama.agent.env": f"drama.agent.env.{self.family}",
+            "drama.agent.model.sequence": f"drama.agent.model.sequence.{self.kind}",
+            "drama.agent.replay.distribution": f"drama.agent.replay.distribution.{self.sampling}",
         }
-        return {package: f"{package}.{name}" for package, name in chosen.items()}
 
 
 def run_code(choices: Choices) -> str:
@@ -176,9 +171,8 @@ def lock_hash(path: Path, libraries: Sequence[str] = ()) -> str:
     except OSError:
         raise ConfigurationError(f"{path}: not found; run this from the project's root") from None
     pins = [line.split("#")[0].split(" --hash")[0].strip(" \\") for line in lines]
-    counted = (pin for pin in pins if "==" in pin)
-    if libraries:
-        counted = (pin for pin in counted if pin.split("==")[0] in libraries)
+    pinned = [(pin.split("==")[0], pin) for pin in pins if "==" in pin]
+    counted = (pin for name, pin in pinned if not libraries or name in libraries)
     return sha256_text("\n".join(sorted(counted)))
 
 
@@ -225,24 +219,17 @@ def _name(digest: str, section: str) -> str:
 def code_hash(parts: Iterable[str], package: Path = PACKAGE) -> str:
     """Return the hash of what code means, and of templates' and tables' bytes.
 
-    Args:
-        parts: files and folders inside the package.
-        package: the package's folder.
+    `parts` are files and folders inside the package.
     """
     digest = hashlib.sha256()
-    for file in _source_files(parts, package):
-        digest.update(f"\n{file.relative_to(package).as_posix()}\n".encode())
-        text = _read(file)[0].encode() if file.suffix == ".py" else file.read_bytes()
-        digest.update(text)
-    return digest.hexdigest()
-
-
-def _source_files(parts: Iterable[str], package: Path) -> Iterator[Path]:
     for part in parts:
         path = package / part
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.suffix in REPORT_SUFFIXES and not file.name.startswith("."):
-                yield file
+                digest.update(f"\n{file.relative_to(package).as_posix()}\n".encode())
+                code = file.suffix == ".py"
+                digest.update(_read(file)[0].encode() if code else file.read_bytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[str, tuple[str, ...]]:

@@ -6,29 +6,27 @@ Planning and training never do: their recipes have every key.
 
 To add a setting: give it its line in config/presets/xs.yaml, its field in `drama.agent.settings`
 and a line in `ADDED`: its key as in that file, and the value under which today's code does what was
-done before there was such a key; where that depends on other settings, a function of the recorded
-ones.
+done before there was such a key.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from drama.agent.settings import EvaluationSettings, Recipe
+from drama.agent.settings import EvaluationSettings, Fingerprint, Recipe
 from drama.files import canonical_json, sha256_text
-from drama.pipeline.config import Layer, parse_recipe, resolve
+from drama.pipeline.config import parse_recipe
+from drama.pipeline.layers import Layer, resolve
 from drama.runs.folder import SHORT, short_commit
 
-Before = Any | Callable[[Mapping[str, Any]], Any]
-
-ADDED: dict[str, Before] = {
+ADDED: dict[str, Any] = {
     "environment.repeat_action_probability": 0.0,
     "environment.no_op_starts": 0,
     "environment.life_loss_terminates": "learning",
@@ -46,11 +44,7 @@ ADDED: dict[str, Before] = {
 
 
 def read_recipe(recorded: Mapping[str, Any], source: str) -> Recipe:
-    """Parse a recipe that this or an earlier version recorded.
-
-    Args:
-        recorded: as it was written.
-        source: where, for messages.
+    """Parse a recipe that this or an earlier version recorded in a source.
 
     Raises:
         ConfigurationError: when today's settings cannot say what it says.
@@ -83,12 +77,8 @@ def _fill(settings: Any) -> None:
         place = settings
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or name in place:
-            continue
-        try:
-            place[name] = before(settings) if callable(before) else copy.deepcopy(before)
-        except (KeyError, TypeError):  # of settings that lack more than that: so it stays missing
-            continue
+        if isinstance(place, dict):
+            place.setdefault(name, copy.deepcopy(before))
 
 
 # --- whole runs of earlier code ------------------------------------------------------------------
@@ -106,15 +96,11 @@ class EarlierRun:
 
 
 def earlier_run(folder: Path, recipe: Path) -> EarlierRun | None:
-    """Find the whole run of earlier code that lies where a planned run would.
-
-    Args:
-        folder: the planned run's.
-        recipe: the planned run's.
+    """Find the whole run of earlier code that lies in a planned run's folder.
 
     Returns:
-        The one run in the folder, when its recipe says what the planned one says but for code and
-        library versions; None otherwise.
+        The one run there, when its recipe says what the planned one says but for code and library
+        versions; None otherwise.
     """
     records = list(folder.glob("run-*.json"))
     if len(records) != 1:
@@ -132,21 +118,13 @@ def earlier_run(folder: Path, recipe: Path) -> EarlierRun | None:
         return None
 
 
-@dataclass(frozen=True)
-class NotedEvaluation:
-    """The evaluation that a run's evaluation.json names: its file and its fingerprint."""
-
-    path: Path
-    fingerprint: str
-
-
 class Note(BaseModel):
     """What evaluation.json says that others rely on: which evaluation, and its file's checksum."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    fingerprint: Fingerprint
+    sha256: Fingerprint
 
     @property
     def name(self) -> str:
@@ -162,12 +140,10 @@ def read_note(folder: Path) -> Note | None:
         return None
 
 
-def noted_evaluation(record: Path) -> NotedEvaluation | None:
-    """Return the evaluation that was made last of the run with this record; None without one."""
-    note = read_note(record.parent)
-    if note is None or not (path := record.with_name(note.name)).is_file():
-        return None
-    return NotedEvaluation(path, note.fingerprint)
+def noted_evaluation(folder: Path) -> Note | None:
+    """Read evaluation.json in a run's folder; None when the evaluation it names is not there."""
+    note = read_note(folder)
+    return note if note and (folder / note.name).is_file() else None
 
 
 def _apart_from_code(recipe: Mapping[str, Any]) -> dict[str, Any]:

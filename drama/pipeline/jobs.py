@@ -29,7 +29,6 @@ from drama.pipeline.recipes import (
     read_evaluation_recipe,
     read_recipe,
     run_files,
-    todays_evaluation,
 )
 from drama.runs.folder import CHECKPOINT, SHORT, is_whole, locked, make_current, write_record
 
@@ -43,6 +42,11 @@ KEPT_ALTOGETHER = 2**30
 
 class RunIncomplete(DramaError):
     """A run that is not trained to its end."""
+
+
+def say(text: str) -> None:
+    """Tell people how a job is getting on."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def device_name(device: torch.device) -> str:
@@ -88,13 +92,13 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
     with locked(run.folder):
         if is_whole(run.folder, run.fingerprint):
             make_current(run.folder, run.fingerprint)
-            _say(f"{run.record}: this run is whole already")
+            say(f"{run.record}: this run is whole already")
             return
         _check_taken_over(run)
         backend = runtime.choose_backend(run.recipe.settings.sequence_model)
-        _say(f"Sequence backend: {backend}")
+        say(f"Sequence backend: {backend}")
         if slow := slow_bfloat16(run.recipe.settings.training.precision, runtime.device):
-            _say(slow)
+            say(slow)
         keep_freed_memory()
         make_current(run.folder, run.fingerprint)
         status = train(run.recipe, run.fingerprint, run.folder, runtime)
@@ -108,7 +112,7 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
             steps=status.total_steps,
             image=running_digest(),
         )
-        _say(f"{run.record}: trained in {status.wall_seconds / 60:.1f} min")
+        say(f"{run.record}: trained in {status.wall_seconds / 60:.1f} min")
 
 
 def _check_taken_over(run: RunFiles) -> None:
@@ -138,9 +142,9 @@ def find_scored(path: Path) -> tuple[RunFiles, EvaluationFiles]:
     if made is None or made.recipe["code"] == run_code(Choices.of(recipe.game, recipe.settings)):
         run = read_recipe(path)
         return run, read_evaluation_recipe(run)
-    _say(f"{made.record}: of earlier code, commit {made.commit}; today's scores it")
+    say(f"{made.record}: of earlier code, commit {made.commit}; today's scores it")
     run = replace(run, fingerprint=made.fingerprint)
-    return run, todays_evaluation(run)
+    return run, read_evaluation_recipe(run, of_earlier_code=True)
 
 
 def evaluate_run(
@@ -169,15 +173,15 @@ def evaluate_run(
         if evaluation.path.exists():
             read_noted(evaluation.path)
             note_evaluation(evaluation.path)
-            _say(f"{evaluation.path}: there already")
+            say(f"{evaluation.path}: there already")
             return evaluation.path
         choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
-        _say(f"Sequence backend: {choice}")
+        say(f"Sequence backend: {choice}")
         recorded = read_record(run.record)
         _fetch_checkpoint(recorded)
         agent, source = agent_of(recorded, device)
         if source.name != CHECKPOINT:
-            _say(f"{source}: plays, since {CHECKPOINT} is not here")
+            say(f"{source}: plays, since {CHECKPOINT} is not here")
         use_backend(agent, choice)
         episodes = play(agent, run.recipe, evaluation.settings)
         header = {
@@ -189,12 +193,12 @@ def evaluate_run(
         }
         write_evaluation(evaluation.path, episodes, run.recipe, header)
         written = note_evaluation(evaluation.path)
-    _say(f"{evaluation.path}: {written.score}")
+    say(f"{evaluation.path}: {written.score}")
     for played in written.played.values():
         if played is not written.score:
-            _say(f"Beside the score: {played}")
+            say(f"Beside the score: {played}")
         if warning := played.warning():
-            _say(f"Warning: {warning}")
+            say(f"Warning: {warning}")
     return evaluation.path
 
 
@@ -204,8 +208,4 @@ def _fetch_checkpoint(run: RecordedRun) -> None:
     if checkpoint.exists() or run.weights.exists():
         return
     source = fetch(run)
-    _say(f"{checkpoint}: fetched from {source}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(f"{checkpoint}: fetched from {source}")

@@ -18,15 +18,7 @@ from drama.runs.folder import SHORT
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of the plan and the names of what it makes.
-
-    Attributes:
-        results: folder of the preset's results.
-        game: name of the game.
-        seed: the run's seed.
-        fingerprint: the run's, in full.
-        evaluation_fingerprint: the evaluation's, in full.
-    """
+    """One run of the plan, with its and its evaluation's whole fingerprints, and what it makes."""
 
     results: Path
     game: str
@@ -57,14 +49,9 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made.
+    """What is to be made: runs in the order of configuration, and the report of this fingerprint.
 
-    Attributes:
-        preset: name of the preset.
-        results: folder of the preset's results.
-        complete_protocol: whether this is the whole Atari100k protocol.
-        runs: in the order of configuration.
-        fingerprint: of the report, in full.
+    `complete_protocol` says whether this is the whole Atari100k protocol.
     """
 
     preset: str
@@ -98,11 +85,8 @@ class _Document(Frozen):
 def plan_text(preset: str, complete: bool, runs: Iterable[PlannedRun], code: str) -> str:
     """Return recipes/report.json; its SHA-256 is the report's fingerprint.
 
-    Args:
-        preset: name of the preset.
-        complete: whether this is the whole Atari100k protocol.
-        runs: all of the report.
-        code: hash of the code that makes the report.
+    `complete` says whether this is the whole Atari100k protocol; `code` is the hash of the code
+    that makes the report.
     """
     listed = [
         {
@@ -120,10 +104,7 @@ def plan_text(preset: str, complete: bool, runs: Iterable[PlannedRun], code: str
 
 
 def read_plan(results: Path) -> Plan:
-    """Read the plan that was made last.
-
-    Args:
-        results: folder of a preset's results.
+    """Read the plan that was made last in a preset's results.
 
     Raises:
         ConfigurationError: when there is none, or it is none, is empty or names a run twice.

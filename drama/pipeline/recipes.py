@@ -9,7 +9,7 @@ question of names, never of modification times.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,7 @@ from typing import Any
 from drama.agent.settings import CATCH, EvaluationSettings, Recipe
 from drama.errors import ConfigurationError, reason
 from drama.files import canonical_json, sha256_text, write_text
-from drama.pipeline.config import (
-    Experiment,
-    Layer,
-    Preset,
-    load_experiment,
-    load_preset,
-    read_recipe_text,
-    resolve,
-)
+from drama.pipeline.config import Preset, load_experiment, load_preset, read_recipe_text
 from drama.pipeline.fingerprints import (
     LOCK_FILE,
     Choices,
@@ -34,6 +26,7 @@ from drama.pipeline.fingerprints import (
     run_code,
     runtime,
 )
+from drama.pipeline.layers import Layer, resolve
 from drama.pipeline.plans import Plan, PlannedRun, plan_text
 from drama.runs.folder import SHORT, restore
 
@@ -64,7 +57,9 @@ def plan(
     texts: dict[Path, str] = {}
     runs: list[PlannedRun] = []
     complete = True
-    for game, preset in _presets(wanted, experiment, settings):
+    for game, own in wanted.games.items():
+        layer = Layer(str(experiment), own, prefix=f"games.{game}")
+        preset = load_preset(wanted.preset, layer, *settings)
         run_settings = preset.settings()
         code = run_code(Choices.of(game, run_settings))
         complete &= game not in CATCH and is_complete_protocol(preset)
@@ -97,14 +92,6 @@ def write_changed(texts: Mapping[Path, str]) -> None:
     for path, text in texts.items():
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
-
-
-def _presets(
-    wanted: Experiment, experiment: Path, settings: Sequence[Layer]
-) -> Iterator[tuple[str, Preset]]:
-    for game, overrides in wanted.games.items():
-        layer = Layer(str(experiment), overrides, prefix=f"games.{game}")
-        yield game, load_preset(wanted.preset, layer, *settings)
 
 
 def is_complete_protocol(preset: Preset) -> bool:
@@ -200,11 +187,14 @@ def read_recipe(path: Path, renewal: str | None = None) -> RunFiles:
 
 def run_files(path: Path, recipe: Recipe, text: str) -> RunFiles:
     """Return the run of a recipe, whose files lie in runs/ beside recipes/."""
-    results = path.absolute().parents[2]
-    if results.is_relative_to(Path.cwd()):  # short names in messages
-        results = results.relative_to(Path.cwd())
+    results = shortened(path.absolute().parents[2])
     folder = results / "runs" / recipe.game / f"seed{recipe.seed}"
     return RunFiles(path, recipe, sha256_text(text), folder)
+
+
+def shortened(path: Path) -> Path:
+    """Return a place below the working directory by its short name, for messages."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def extended_preset(recipe: Recipe) -> str:
@@ -229,8 +219,13 @@ class EvaluationFiles:
     path: Path
 
 
-def read_evaluation_recipe(run: RunFiles) -> EvaluationFiles:
+def read_evaluation_recipe(run: RunFiles, *, of_earlier_code: bool = False) -> EvaluationFiles:
     """Read the evaluation's recipe beside a run's.
+
+    Args:
+        run: the run to evaluate.
+        of_earlier_code: whether earlier code made it. Then only settings are read, and the
+            fingerprint covers all of today's code that plays: the run's own says what trained it.
 
     Raises:
         ConfigurationError: when it is missing, of another run or of other code.
@@ -240,39 +235,19 @@ def read_evaluation_recipe(run: RunFiles) -> EvaluationFiles:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text)
         # First of all: an older recipe may have other settings.
-        current = (data["run"], data["code"]) == (run.fingerprint, evaluation_code())
-        settings = current and resolve(EvaluationSettings, [Layer(str(path), data["settings"])])
+        todays = of_earlier_code or (
+            (data["run"], data["code"]) == (run.fingerprint, evaluation_code())
+        )
+        settings = todays and resolve(EvaluationSettings, [Layer(str(path), data["settings"])])
     except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
         raise ConfigurationError(
             f"{path}: not an evaluation's recipe ({reason(error)}). {_renewal(run.recipe)}"
         ) from None
     if not settings:
         raise ConfigurationError(f"{path}: out of date. {_renewal(run.recipe)}")
-    return _evaluation_files(run, settings, text)
-
-
-def todays_evaluation(run: RunFiles) -> EvaluationFiles:
-    """Return the evaluation of a run of earlier code by today's, with the settings beside it.
-
-    Its fingerprint covers all code that plays: the run's own says what trained it.
-
-    Raises:
-        ConfigurationError: when there is no such recipe.
-    """
-    path = evaluation_recipe(run.path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        settings = resolve(EvaluationSettings, [Layer(str(path), data)])
-    except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
-        raise ConfigurationError(
-            f"{path}: not an evaluation's recipe ({reason(error)}). {_renewal(run.recipe)}"
-        ) from None
-    played_by = evaluation_code(), run_code(Choices.of(run.recipe.game, run.recipe.settings))
-    code = sha256_text("\n".join(played_by))
-    return _evaluation_files(run, settings, evaluation_text(run.fingerprint, settings, code))
-
-
-def _evaluation_files(run: RunFiles, settings: EvaluationSettings, text: str) -> EvaluationFiles:
+    if of_earlier_code:
+        played_by = evaluation_code(), run_code(Choices.of(run.recipe.game, run.recipe.settings))
+        text = evaluation_text(run.fingerprint, settings, sha256_text("\n".join(played_by)))
     fingerprint = sha256_text(text)
     name = f"evaluation-{fingerprint[:SHORT]}.parquet"
     return EvaluationFiles(settings, fingerprint, run.folder / name)

@@ -25,11 +25,9 @@ ENDING = frozenset({"COMPLETING", "STAGE_OUT"})
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A Slurm job that waits or runs.
+    """A Slurm job that waits or runs: its number, and its work in the plugin's words.
 
-    Attributes:
-        number: Slurm's.
-        work: what it does, in the plugin's words: rule, game, seed and fingerprint.
+    These are rule, game, seed and fingerprint.
     """
 
     number: str
@@ -37,10 +35,7 @@ class QueuedJob:
 
 
 def queued_jobs(folder: str) -> dict[str, QueuedJob]:
-    """Return this user's jobs that wait or run with a working directory, by name.
-
-    Args:
-        folder: the working directory.
+    """Return this user's jobs that wait or run with this working directory, by name.
 
     Raises:
         WorkflowError: when Slurm does not answer.

@@ -243,13 +243,13 @@ def _at_hand(planned: PlannedRun) -> tuple[PlannedRun, bool]:
     """Return the planned run and True, or a whole run of earlier code in its place and False."""
     if planned.record.is_file() and planned.evaluation.is_file():
         return planned, True
-    record, run = planned.record, planned.fingerprint
-    if not record.is_file():
+    run = planned.fingerprint
+    if not planned.record.is_file():
         made = earlier_run(planned.folder, planned.recipe)
         if made is None:
             return planned, True
-        record, run = made.record, made.fingerprint
-    noted = noted_evaluation(record)
+        run = made.fingerprint
+    noted = noted_evaluation(planned.folder)
     if noted is None:
         return planned, True
     return replace(planned, fingerprint=run, evaluation_fingerprint=noted.fingerprint), False

@@ -23,8 +23,9 @@ from drama.agent.model.world_model import WorldModel
 from drama.agent.settings import Recipe, SequenceModelSettings
 from drama.agent.training.loop import train
 from drama.agent.training.runtime import Runtime
-from drama.pipeline.config import Layer, Preset
+from drama.pipeline.config import Preset
 from drama.pipeline.config import load_preset as load
+from drama.pipeline.layers import Layer
 from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT
 

@@ -108,7 +108,7 @@ def test_changed_code_runs_in_the_same_image(project: Project) -> None:
     (lost,) = project.results("runs/Pong/seed0/evaluation-*.parquet")
     before = lost.read_bytes()
     lost.unlink()
-    project.append("drama/pipeline/jobs.py", '\n_say("these are new words")\n')
+    project.append("drama/pipeline/jobs.py", '\nsay("these are new words")\n')
     project.run(*IN_CONTAINERS)
     (log,) = project.results("logs/Pong/seed0/evaluate-*.log")
     assert "these are new words" in log.read_text(encoding="utf-8")

@@ -58,18 +58,6 @@ def test_what_is_recorded_is_kept_and_what_lacks_is_filled_in(
     assert recorded == before, "a fingerprint is of what was written"
 
 
-def test_a_key_can_depend_on_what_was_recorded(
-    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    strides = recorded["settings"]["world_model"].pop("strides")
-    monkeypatch.setitem(
-        ADDED,
-        "world_model.strides",
-        lambda settings: [4, *[2] * (len(settings["world_model"]["channels"]) - 1)],
-    )
-    assert filled(recorded)["settings"]["world_model"]["strides"] == strides == [4, 2, 2]
-
-
 def test_a_value_of_the_table_is_nobodys_to_change(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,10 +76,7 @@ def test_evaluation_settings_have_keys_of_their_own(
 
 
 @pytest.mark.parametrize("settings", [None, [], {"world_model": 3}, {"world_model": {}}])
-def test_what_is_no_recipe_is_refused_and_not_mended(
-    recorded: Recorded, monkeypatch: pytest.MonkeyPatch, settings: Any
-) -> None:
-    monkeypatch.setitem(ADDED, "world_model.strides", lambda s: s["world_model"]["channels"][0])
+def test_what_is_no_recipe_is_refused_and_not_mended(recorded: Recorded, settings: Any) -> None:
     recorded["settings"] = settings
     with pytest.raises(ConfigurationError, match=r"^here: not a recipe: settings"):
         history.read_recipe(recorded, "here")
@@ -178,17 +163,17 @@ def test_where_it_cannot_be_told_there_is_none(
 
 
 def test_the_noted_evaluation_is_the_one_that_lies_there(tmp_path: Path) -> None:
-    record, fingerprint = tmp_path / "run-0.json", "ab" * 32
-    assert noted_evaluation(record) is None
+    fingerprint = "ab" * 32
+    assert noted_evaluation(tmp_path) is None
     write_json(
         tmp_path / "evaluation.json",
         {"fingerprint": fingerprint, "sha256": "b" * 64, "path": "../elsewhere"},
     )
-    assert noted_evaluation(record) is None
+    assert noted_evaluation(tmp_path) is None
     path = tmp_path / f"evaluation-{fingerprint[:16]}.parquet"
     path.touch()
-    noted = noted_evaluation(record)
-    assert noted is not None and (noted.path, noted.fingerprint) == (path, fingerprint)
+    noted = noted_evaluation(tmp_path)
+    assert noted is not None and (noted.name, noted.fingerprint) == (path.name, fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -202,4 +187,4 @@ def test_the_noted_evaluation_is_the_one_that_lies_there(tmp_path: Path) -> None
 def test_a_note_that_makes_no_sense_names_no_evaluation(tmp_path: Path, text: str) -> None:
     (tmp_path / "evaluation.json").write_text(text, encoding="utf-8")
     assert history.read_note(tmp_path) is None
-    assert history.noted_evaluation(tmp_path / "run-0.json") is None
+    assert noted_evaluation(tmp_path) is None

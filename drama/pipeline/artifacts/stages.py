@@ -28,7 +28,7 @@ PLANNING_CODE = (
     *REPORT,
     *(
         f"pipeline/{name}"
-        for name in ("accepted.json", "config.py", "fingerprints.py", "recipes.py")
+        for name in ("accepted.json", "config.py", "layers.py", "fingerprints.py", "recipes.py")
     ),
 )
 # persist: what a run left is what it goes on from, so DVC must not remove it first.

@@ -113,8 +113,8 @@ def _status(run: PlannedRun) -> RunStatus:
         log = _last_line(logs / f"evaluate-{run.evaluation_fingerprint[:SHORT]}.log")
         return replace(found, state="trained", detail=log)
     if made := earlier_run(run.folder, run.recipe):
-        noted = noted_evaluation(made.record)
-        score = _score(noted.path) if noted else None
+        noted = noted_evaluation(run.folder)
+        score = _score(run.folder / noted.name) if noted else None
         found = replace(found, step=made.steps, total_steps=made.steps, commit=made.commit)
         return replace(found, state="earlier code", last_return=score)
     if found.state == "failed":
