@@ -158,7 +158,7 @@ def test_each_of_the_other_games(opened: Any) -> None:
     """All those that ale-py has are opened and played, every tenth is saved."""
     for number, game in enumerate(OTHERS):
         environment = opened(game, action_repeat=1)
-        environment.reset(seed=0)
+        environment.reset()
         actions = [step % int(environment.action_space.n) for step in range(8)]
         play(environment, actions)
         if number % 10 == 0:
@@ -262,8 +262,8 @@ def continue_elsewhere(
 
 @pytest.fixture(scope="module")
 def another_process() -> Iterator[ProcessPoolExecutor]:
-    """A new process for every call."""
-    context = multiprocessing.get_context("spawn")
+    """A new process for every call, of a server that has opened no game."""
+    context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as executor:
         yield executor
 
