@@ -52,13 +52,7 @@ EPISODE_SCHEMA = pa.schema(
 
 
 class NonFiniteLoss(Exception):
-    """Losses became NaN or infinite; carries the step and them by name."""
-
-    def __init__(self, step: int, values: dict[str, float]) -> None:
-        named = ", ".join(f"{name} is {value}" for name, value in values.items())
-        super().__init__(f"at step {step} {named}")
-        self.step = step
-        self.values = values
+    """Losses became NaN or infinite; the text says at which step, and which."""
 
 
 class Window:
@@ -92,8 +86,8 @@ class Window:
         values = self._array(self._checked)
         for row in np.flatnonzero(~np.isfinite(values).all(1)):
             named = zip(self.names, values[row].tolist(), strict=True)
-            wrong = {name: value for name, value in named if not math.isfinite(value)}
-            raise NonFiniteLoss(self._steps[self._checked + row], wrong)
+            wrong = [f"{name} is {value}" for name, value in named if not math.isfinite(value)]
+            raise NonFiniteLoss(f"at step {self._steps[self._checked + row]} {', '.join(wrong)}")
         self._checked = len(self._steps)
 
     def means(self) -> dict[str, float]:
@@ -102,10 +96,6 @@ class Window:
         self._steps, self._values, self._checked = [], [], 0
         means = values.mean(0) if len(values) else np.full(len(self.names), math.nan)
         return dict(zip(self.names, means.tolist(), strict=True))
-
-    def last(self, name: str) -> float:
-        """Return the newest value of a metric, NaN before there is one."""
-        return self._values[-1][self.names.index(name)].item() if self._values else math.nan
 
     def _array(self, start: int) -> np.ndarray:
         rows = self._values[start:]

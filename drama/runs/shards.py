@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,22 +23,16 @@ import pyarrow.parquet as pq
 
 from drama.errors import DramaError, reason
 from drama.files import replacing
-from drama.runs.columns import Columns, check_columns
+from drama.runs.columns import COLUMN_TYPES, Columns, check_columns
 
 FORMAT = 1
 ROWS_PER_SHARD = 10_000
 ROWS_PER_GROUP = 1_000
 
-_FIELDS = (
-    pa.field("step", pa.int64(), nullable=False),
-    pa.field("episode", pa.int32(), nullable=False),
-    pa.field("frame", pa.binary(), nullable=False),
-    pa.field("action", pa.int16(), nullable=False),
-    pa.field("reward", pa.float32(), nullable=False),
-    pa.field("terminated", pa.bool_(), nullable=False),
-    pa.field("truncated", pa.bool_(), nullable=False),
-    pa.field("life_lost", pa.bool_(), nullable=False),
-)
+_FIELDS = [
+    pa.field(name, pa.binary() if name == "frame" else pa.from_numpy_dtype(kind), nullable=False)
+    for name, kind in COLUMN_TYPES.items()
+]
 
 _ADVICE = (
     "Fetch the file again from where the run is stored, or remove the run's folder and train the "
@@ -90,12 +85,7 @@ class ShardWriter:
             raise ValueError(f"rows_per_shard {rows_per_shard}, rows_written {rows_written}")
         self.folder = folder
         self.rows_per_shard = rows_per_shard
-        self._rows_written = rows_written
-
-    @property
-    def rows_written(self) -> int:
-        """Transitions that are on disk, in whole files."""
-        return self._rows_written
+        self.rows_written = rows_written
 
     def write_full(self, ring: Ring) -> None:
         """Write every shard that is complete and not yet written.
@@ -104,7 +94,7 @@ class ShardWriter:
             ValueError: the buffer has already overwritten transitions of an unwritten shard.
         """
         rows = min(self.rows_per_shard, ring.capacity)
-        while ring.total - (first := self._rows_written // rows * rows) >= rows:
+        while ring.total - (first := self.rows_written // rows * rows) >= rows:
             self._write(ring, first // rows, first, first + rows)
 
     def finish(self, ring: Ring) -> None:
@@ -117,8 +107,8 @@ class ShardWriter:
         """
         self.write_full(ring)
         rows = min(self.rows_per_shard, ring.capacity)
-        if ring.total > self._rows_written:
-            first = self._rows_written // rows * rows
+        if ring.total > self.rows_written:
+            first = self.rows_written // rows * rows
             self._write(ring, first // rows, first, ring.total)
 
     def _write(self, ring: Ring, part: int, first_step: int, stop_step: int) -> None:
@@ -134,7 +124,7 @@ class ShardWriter:
             for step in range(first_step, stop_step, ROWS_PER_GROUP)
         )
         write_shard(shard_path(self.folder, part), groups, ring.frame_shape)
-        self._rows_written = stop_step
+        self.rows_written = stop_step
 
 
 def shard_path(folder: Path, part: int) -> Path:
@@ -175,14 +165,9 @@ def read_shard(path: Path) -> Columns:
     Raises:
         ShardError: the file is missing, truncated, damaged, or not a replay shard.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            frame_shape = _frame_shape(path, file.schema_arrow)
-            table = file.read(use_threads=False)
-    except FileNotFoundError:
-        raise ShardError(f"Replay shard {path} is missing. {_ADVICE}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}") from error
+    with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        frame_shape = _frame_shape(path, file.schema_arrow)
+        table = file.read(use_threads=False)
     try:
         columns = _from_arrow(table, frame_shape)
         check_columns(columns, frame_shape)
@@ -238,13 +223,20 @@ def _part_of(folder: Path, step: int) -> int:
     if step == 0:
         return 0
     path = shard_path(folder, 0)
-    try:
+    with _readable(path):
         rows: int = pq.read_metadata(path).num_rows
+    return step // rows if rows else 0
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what Python and PyArrow raise over a file into a ShardError."""
+    try:
+        yield
     except FileNotFoundError:
         raise ShardError(f"Replay shard {path} is missing. {_ADVICE}") from None
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}") from error
-    return step // rows if rows else 0
 
 
 def _frame_shape(path: Path, schema: Any) -> tuple[int, int, int]:

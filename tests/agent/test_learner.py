@@ -45,7 +45,7 @@ def make_learner(settings: Settings, device: torch.device, *, plain: bool) -> Le
         buffer.append(Transition(frame, step % ACTIONS, step % 5, step % 9 == 0, False, False, 0))
     ring = RingTensors(buffer, device)
     ring.follow()
-    return Learner(agent, settings, ring, device, plain=plain)
+    return Learner(agent, ring, plain=plain)
 
 
 def rows(batch: int, length: int, device: torch.device = CPU) -> Tensor:

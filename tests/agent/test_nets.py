@@ -19,9 +19,19 @@ from drama.agent.model.nets import (
     multilayer_perceptron,
     to_pixels,
 )
+from drama.agent.settings import WorldModelSettings
 
 XS_CHANNELS = (16, 32, 48, 64, 64)
 XS_STRIDES = (1, 2, 2, 2, 2)
+
+
+def sizes(
+    channels: tuple[int, ...], kernel: int, strides: tuple[int, ...], *latent: int
+) -> WorldModelSettings:
+    """What encoder and decoder read of the settings; `latent` is K and C."""
+    return WorldModelSettings.model_construct(
+        channels=channels, kernel=kernel, strides=strides, categoricals=latent[0], classes=latent[1]
+    )
 
 
 def convolutions(module: nn.Module) -> list[tuple[int, int, int, int, int]]:
@@ -50,7 +60,7 @@ def test_pixels_by_hand() -> None:
 
 
 def test_xs_encoder_layers() -> None:
-    encoder = Encoder(64, XS_CHANNELS, 5, XS_STRIDES, 32, 32)
+    encoder = Encoder(64, sizes(XS_CHANNELS, 5, XS_STRIDES, 32, 32))
     assert convolutions(encoder) == [
         (3, 16, 5, 1, 2),
         (16, 32, 5, 2, 2),
@@ -63,7 +73,7 @@ def test_xs_encoder_layers() -> None:
 
 
 def test_xs_decoder_layers() -> None:
-    decoder = Decoder(64, XS_CHANNELS, 5, XS_STRIDES, 1024)
+    decoder = Decoder(64, sizes(XS_CHANNELS, 5, XS_STRIDES, 32, 32))
     assert (decoder.features.in_features, decoder.features.out_features) == (1024, 1024)
     assert convolutions(decoder) == [
         (64, 64, 5, 2, 2),
@@ -91,16 +101,17 @@ def test_decoder_mirrors_encoder(
     size: int, channels: tuple[int, ...], kernel: int, strides: tuple[int, ...]
 ) -> None:
     frames = torch.rand(2, 3, size, size)
-    logits = Encoder(size, channels, kernel, strides, 3, 5)(frames)
+    of_both = sizes(channels, kernel, strides, 3, 5)
+    logits = Encoder(size, of_both)(frames)
     assert logits.shape == (2, 3, 5)
-    decoded = Decoder(size, channels, kernel, strides, 15)(logits.flatten(1))
+    decoded = Decoder(size, of_both)(logits.flatten(1))
     assert decoded.shape == frames.shape
     assert decoded.min() > 0 and decoded.max() < 1
 
 
 def test_a_stride_beyond_the_kernel_takes_whole_patches() -> None:
     """Each patch of 8x8 pixels is seen by one place of the output, and by no other."""
-    first = Encoder(32, (4,), 3, (8,), 2, 3).backbone[0]
+    first = Encoder(32, sizes((4,), 3, (8,), 2, 3)).backbone[0]
     frame = torch.zeros(1, 3, 32, 32)
     still = first(frame)
     for row, column in ((0, 0), (7, 15), (31, 31), (8, 23)):
@@ -126,7 +137,7 @@ def test_enlarging_by_a_product_is_the_transposed_convolution(kernel: int, strid
 
 
 def test_each_frame_is_encoded_alone_when_not_training() -> None:
-    encoder = Encoder(16, (4, 4), 5, (2, 2), 2, 3).eval()
+    encoder = Encoder(16, sizes((4, 4), 5, (2, 2), 2, 3)).eval()
     frames = torch.rand(5, 3, 16, 16)
     alone = torch.cat([encoder(frame[None]) for frame in frames])
     torch.testing.assert_close(encoder(frames), alone)
@@ -144,10 +155,9 @@ def test_truncated_normal_has_the_variance_it_names() -> None:
 
 @pytest.mark.parametrize("module", ["encoder", "decoder"])
 def test_convolutions_start_glorot_with_zero_biases(module: str) -> None:
-    net = {
-        "encoder": Encoder(64, XS_CHANNELS, 5, XS_STRIDES, 2, 2),
-        "decoder": Decoder(64, XS_CHANNELS, 5, XS_STRIDES, 4),
-    }[module]
+    net = {"encoder": Encoder, "decoder": Decoder}[module](
+        64, sizes(XS_CHANNELS, 5, XS_STRIDES, 2, 2)
+    )
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             variance = 2 / (25 * (layer.in_channels + layer.out_channels))

@@ -11,18 +11,23 @@ from torch import Tensor, nn
 
 from drama.agent.model.nets import ConvolutionStack, Decoder, Encoder, largest_activation
 from drama.agent.model.parts import PARTS_THAT_PAY, folded, stages, train_in_parts
+from drama.agent.settings import WorldModelSettings
+from drama.pipeline.config import Preset
 
-SIZE, CHANNELS, STRIDES, LATENT = 8, [4, 6], [1, 2], (3, 4)
+SIZE = 8
+SETTINGS = WorldModelSettings.model_construct(
+    channels=(4, 6), kernel=5, strides=(1, 2), categoricals=3, classes=4
+)
 PART = 5  # frames
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}  # float64
 
 
 def encoder() -> ConvolutionStack:
-    return Encoder(SIZE, CHANNELS, 5, STRIDES, *LATENT).backbone
+    return Encoder(SIZE, SETTINGS).backbone
 
 
 def decoder() -> ConvolutionStack:
-    return Decoder(SIZE, CHANNELS, 5, STRIDES, LATENT[0] * LATENT[1]).backbone
+    return Decoder(SIZE, SETTINGS).backbone
 
 
 def random_stack(make: Callable[[], ConvolutionStack]) -> ConvolutionStack:
@@ -132,12 +137,13 @@ def test_parts_are_for_training_on_large_batches(monkeypatch: pytest.MonkeyPatch
     assert calls == [PART]
 
 
-def test_the_largest_activation() -> None:
+def test_the_largest_activation(preset: Callable[..., Preset]) -> None:
     """Size XS: 16 channels of 64 x 64, of which 16 frames make a part."""
-    xs = largest_activation(64, [16, 32, 48, 64, 64], [1, 2, 2, 2, 2])
-    assert xs == 16 * 64 * 64
-    assert largest_activation(64, [4, 64], [4, 1]) == 64 * 16 * 16
-    assert Encoder(64, [16, 32], 5, [1, 2], 2, 2).backbone.frames_at_once == 16
+    xs = preset("xs").world_model
+    assert largest_activation(64, xs) == 16 * 64 * 64
+    inner = SETTINGS.model_copy(update={"channels": (4, 64), "strides": (4, 1)})
+    assert largest_activation(64, inner) == 64 * 16 * 16
+    assert Encoder(64, xs).backbone.frames_at_once == 16
 
 
 def test_layers_that_form_no_stage_are_refused() -> None:

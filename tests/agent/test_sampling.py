@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from drama.agent.replay.buffer import ReplayBuffer, Transition
-from drama.agent.replay.distribution.dfs import imagination_log_weights, world_model_log_weights
+from drama.agent.replay.distribution.dfs import DFS
 from drama.agent.replay.sampling import (
     Sampler,
     Windows,
@@ -106,7 +106,7 @@ def normalised(weights: list[float]) -> list[float]:
 
 
 def test_world_model_weights_fall_by_e_with_every_tau_draws() -> None:
-    weights = np.exp(world_model_log_weights(np.array([0, 10, 20, 5], np.int32), 10.0))
+    weights = np.exp(DFS(settings(), 64.0).of_world_model(np.array([0, 10, 20, 5], np.int32)))
     np.testing.assert_allclose(weights, [1, math.e**-1, math.e**-2, math.e**-0.5], rtol=1e-14)
 
 
@@ -115,19 +115,18 @@ def test_imagination_weights_on_a_case_worked_by_hand() -> None:
     n = np.array([30, 10, 0, 3], np.int32)
     m = np.array([640, 1280, 0, 32], np.int32)
     # 30 - 10 - 20 = 0;  10 - 20 - 0 = -10;  0;  3 - 1/2 - 5/2 = 0; over 10.
-    np.testing.assert_allclose(
-        imagination_log_weights(n, m, 64.0, 1.0, 1.0, 10.0), [0, -1, 0, 0], atol=1e-15
-    )
+    weights = DFS(settings(), 64.0).of_imagination(n, m)
+    np.testing.assert_allclose(weights, [0, -1, 0, 0], atol=1e-15)
     # alpha 1/2, beta 1/4, tau' 5: 30 - 5 - 5 = 20;  10 - 10 - 0 = 0;  0;
     # 3 - 1/4 - 5/8 = 17/8; over 5.
-    np.testing.assert_allclose(
-        imagination_log_weights(n, m, 64.0, 0.5, 0.25, 5.0), [4, 0, 0, 0.425], atol=1e-15
-    )
+    other = settings(alpha=0.5, beta=0.25, imagination_temperature=5.0)
+    weights = DFS(other, 64.0).of_imagination(n, m)
+    np.testing.assert_allclose(weights, [4, 0, 0, 0.425], atol=1e-15)
 
 
 def test_imagination_prefers_what_the_world_model_has_learned_when_beta_is_zero() -> None:
     n = np.array([0, 5, 50], np.int32)
-    log_weights = imagination_log_weights(n, np.zeros(3, np.int32), 64.0, 1.0, 0.0, 10.0)
+    log_weights = DFS(settings(beta=0.0), 64.0).of_imagination(n, np.zeros(3, np.int32))
     np.testing.assert_allclose(log_weights, [0, 0.5, 5], rtol=1e-14)
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load
 from workspace import GAME, SEED, Workspace
 
 import drama
-from drama.agent.evaluation import load_agent
+from drama.agent.evaluation import build_agent
 from drama.errors import ConfigurationError, DramaError
 from drama.files import canonical_json, sha256_file, sha256_text
 from drama.pipeline.artifacts import weights as module
@@ -322,8 +322,8 @@ def test_tensors_that_are_not_the_recipes_are_named(content: bytes, place: Path)
 
 def test_a_loaded_agent_is_the_checkpoints(exported: Workspace) -> None:
     run = read_recipe(exported.recipe)
-    checkpoint = exported.folder / "checkpoint.parquet"
-    own = load_agent(run.recipe, checkpoint, run.fingerprint, CPU)
+    state = load_checkpoint(exported.folder / "checkpoint.parquet", run.fingerprint)["agent"]
+    own = build_agent(run.recipe, state, CPU)
     for place in (weights(exported), exported.folder, exported.recipe, str(exported.folder)):
         loaded = drama.load(place)
         assert (loaded.recipe, loaded.fingerprint) == (run.recipe, run.fingerprint)

@@ -48,10 +48,8 @@ def test_means_are_means(rows: list[tuple[float, ...]]) -> None:
 
 def test_means_begin_a_new_window() -> None:
     window = filled([(1.0, 2.0, 3.0)])
-    assert window.last("loss/part") == 2.0
     window.means()
     assert all(math.isnan(value) for value in window.means().values())
-    assert math.isnan(window.last("loss/part"))
     window.add(5, torch.full((3,), 7.0, dtype=torch.float64))
     assert window.means()["norm"] == 7.0
 
@@ -82,8 +80,6 @@ def test_the_first_value_that_is_not_finite_is_named_with_its_step(value: float)
     window = filled([(1, 1, 1), (1, 1, 1), (value, value, 1), (1, 1, value)], first_step=10)
     with pytest.raises(NonFiniteLoss) as caught:
         window.check()
-    assert caught.value.step == 12
-    assert list(caught.value.values) == ["loss/total", "loss/part"]
     assert str(caught.value) == f"at step 12 loss/total is {value}, loss/part is {value}"
 
 

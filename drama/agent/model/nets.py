@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from drama.agent.model.parts import PART_VALUES, PARTS_THAT_PAY, folded, train_in_parts
+from drama.agent.settings import WorldModelSettings
 
 RGB = 3
 NORM_EPSILON = 1e-5
@@ -144,44 +145,26 @@ class Encoder(nn.Module):
 
     Args:
         image_size: height and width of a frame, pixels.
-        channels: output channels of each convolution, outermost first.
-        kernel: of each convolution; see `kernel_and_padding`.
-        strides: stride of each convolution.
-        categoricals: K.
-        classes: C.
+        settings: channels and strides, outermost first; kernel (see `kernel_and_padding`); K and C.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        channels: Sequence[int],
-        kernel: int,
-        strides: Sequence[int],
-        categoricals: int,
-        classes: int,
-    ) -> None:
+    def __init__(self, image_size: int, settings: WorldModelSettings) -> None:
         super().__init__()
-        self.latent_shape = (categoricals, classes)
+        self.latent_shape = (settings.categoricals, settings.classes)
         layers: list[nn.Module] = []
-        for before, after, stride in zip((RGB, *channels), channels, strides, strict=False):
-            size, padding = kernel_and_padding(kernel, stride)
+        before = RGB
+        for after, stride in zip(settings.channels, settings.strides, strict=True):
+            size, padding = kernel_and_padding(settings.kernel, stride)
             convolution = nn.Conv2d(before, after, size, stride, padding)
             _initialise_convolution(convolution)
             layers += [convolution, nn.BatchNorm2d(after), nn.SiLU()]
-        self.backbone = ConvolutionStack(layers, largest_activation(image_size, channels, strides))
-        self.logits = nn.Linear(
-            feature_count(image_size, channels, strides), categoricals * classes
-        )
+            before = after
+        self.backbone = ConvolutionStack(layers, largest_activation(image_size, settings))
+        features = math.prod(feature_shape(image_size, settings))
+        self.logits = nn.Linear(features, math.prod(self.latent_shape))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Encode frames.
-
-        Args:
-            frames: [F, 3, S, S], float in [0, 1].
-
-        Returns:
-            Logits [F, K, C].
-        """
+        """Encode frames [F, 3, S, S], float in [0, 1], into logits [F, K, C]."""
         return self._logits(self.backbone(frames))
 
     def folded(self) -> Callable[[Tensor], Tensor]:
@@ -198,34 +181,24 @@ class Decoder(nn.Module):
 
     Args:
         image_size: height and width of a frame, pixels.
-        channels: the encoder's channels, outermost first.
-        kernel: the encoder's.
-        strides: the encoder's strides.
-        latent: Z = K * C.
+        settings: the encoder's.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        channels: Sequence[int],
-        kernel: int,
-        strides: Sequence[int],
-        latent: int,
-    ) -> None:
+    def __init__(self, image_size: int, settings: WorldModelSettings) -> None:
         super().__init__()
-        innermost = channels[-1]
-        side = image_size // math.prod(strides)
-        self.feature_shape = (innermost, side, side)
-        self.features = nn.Linear(latent, feature_count(image_size, channels, strides))
+        channels = settings.channels
+        self.feature_shape = feature_shape(image_size, settings)
+        latent = settings.categoricals * settings.classes  # Z
+        self.features = nn.Linear(latent, math.prod(self.feature_shape))
         initialise_linear(self.features)
-        layers: list[nn.Module] = [nn.BatchNorm2d(innermost), nn.SiLU()]
+        layers: list[nn.Module] = [nn.BatchNorm2d(channels[-1]), nn.SiLU()]
         for level in reversed(range(len(channels))):
             after = channels[level - 1] if level else RGB
-            convolution = Enlarge(channels[level], after, kernel, strides[level])
+            convolution = Enlarge(channels[level], after, settings.kernel, settings.strides[level])
             _initialise_convolution(convolution)
             layers += [convolution]
             layers += [nn.BatchNorm2d(after), nn.SiLU()] if level else []
-        self.backbone = ConvolutionStack(layers, largest_activation(image_size, channels, strides))
+        self.backbone = ConvolutionStack(layers, largest_activation(image_size, settings))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents [F, Z] into frames [F, 3, S, S] in (0, 1)."""
@@ -233,16 +206,16 @@ class Decoder(nn.Module):
         return self.backbone(features).sigmoid()
 
 
-def feature_count(image_size: int, channels: Sequence[int], strides: Sequence[int]) -> int:
-    """Return how many numbers the innermost convolution puts out for one frame."""
-    side = image_size // math.prod(strides)
-    return channels[-1] * side * side
+def feature_shape(image_size: int, settings: WorldModelSettings) -> tuple[int, int, int]:
+    """Return what the innermost convolution puts out for one frame: [channels, height, width]."""
+    side = image_size // math.prod(settings.strides)
+    return settings.channels[-1], side, side
 
 
-def largest_activation(image_size: int, channels: Sequence[int], strides: Sequence[int]) -> int:
+def largest_activation(image_size: int, settings: WorldModelSettings) -> int:
     """Return how many numbers the largest output of a convolution has for one frame."""
-    sides = (image_size // shrunk for shrunk in accumulate(strides, operator.mul))
-    return max(width * side * side for width, side in zip(channels, sides, strict=True))
+    sides = (image_size // shrunk for shrunk in accumulate(settings.strides, operator.mul))
+    return max(width * side * side for width, side in zip(settings.channels, sides, strict=True))
 
 
 class Head(nn.Sequential):

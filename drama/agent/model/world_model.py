@@ -64,9 +64,8 @@ class WorldModel(nn.Module):
         self.latent_size = model.categoricals * model.classes  # Z
         self.state_size = self.latent_size + width  # Z + D
         self.sizes = {"A": actions, "C": model.classes, "K": model.categoricals, "S": size}
-        convolutions = (size, model.channels, model.kernel, model.strides)
-        self.encoder = Encoder(*convolutions, *self.latent_shape)
-        self.decoder = Decoder(*convolutions, self.latent_size)
+        self.encoder = Encoder(size, model)
+        self.decoder = Decoder(size, model)
         self.sequence: SequenceModel = build(self.latent_size + actions, settings.sequence_model)
         self.prior_head = nn.Linear(width, self.latent_size)
         self.reward_head = Head(width, model.head_hidden, model.bins, zero_last=True)
@@ -165,41 +164,24 @@ class WorldModel(nn.Module):
         d, _ = self.sequence(self.inputs(latents.unflatten(0, (batch, length)), actions))
         following = posterior.unflatten(0, (batch, length))[:, 1:]  # q_{t+1} [B, L - 1, K, C]
         prior = self.prior(d[:, :-1])  # p_{t+1} [B, L - 1, K, C]
-        return self._combine(
-            reconstruction=reconstruction_loss(reconstruction, pixels),
-            reward=self.two_hot.loss(self.reward_head(d), rewards).mean(),
-            termination=F.binary_cross_entropy_with_logits(
-                self.termination_head(d).squeeze(-1).float(), terminations.float()
-            ),
-            dynamics=categorical_kl(following.detach(), prior).mean(),
-            representation=categorical_kl(following, prior.detach()).mean(),
+        error = reconstruction_loss(reconstruction, pixels)
+        reward = self.two_hot.loss(self.reward_head(d), rewards).mean()
+        termination = F.binary_cross_entropy_with_logits(
+            self.termination_head(d).squeeze(-1).float(), terminations.float()
         )
-
-    def _combine(
-        self,
-        reconstruction: Tensor,
-        reward: Tensor,
-        termination: Tensor,
-        dynamics: Tensor,
-        representation: Tensor,
-    ) -> WorldModelLosses:
-        """Weigh the parts; free bits apply to each KL after averaging over batch and time."""
+        dynamics = categorical_kl(following.detach(), prior).mean()
+        representation = categorical_kl(following, prior.detach()).mean()
+        # Free bits apply to each KL after averaging over batch and time.
         settings = self.settings
-        image = (
-            reconstruction
-            if settings.reconstruction == "squared_error"
-            else gaussian_reconstruction_loss(reconstruction, self.pixels)
-        )
+        gaussian = settings.reconstruction == "gaussian"
         total = (
-            image
+            (gaussian_reconstruction_loss(error, self.pixels) if gaussian else error)
             + reward
             + termination
             + settings.dynamics_weight * dynamics.clamp(min=settings.free_nats)
             + settings.representation_weight * representation.clamp(min=settings.free_nats)
         )
-        return WorldModelLosses(
-            total, reconstruction, reward, termination, dynamics, representation
-        )
+        return WorldModelLosses(total, error, reward, termination, dynamics, representation)
 
     @torch.no_grad()
     def observe(

@@ -1,2 +1,1 @@
-"""What the agent remembers: the ring (buffer), which windows are looked at (sampling), the files
-it is kept in (shards). NumPy and PyArrow only; tensors begin in the training loop."""
+"""The replay memory: the ring (buffer), what is drawn (sampling), the ring as tensors (tensors)."""

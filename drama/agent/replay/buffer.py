@@ -37,6 +37,11 @@ class ReplayBuffer:
     Args:
         capacity: transitions kept; older ones are overwritten.
         frame_shape: height, width, channels of a frame.
+
+    Attributes:
+        size: transitions stored now.
+        total: transitions ever appended, which is the step of the next one.
+
     Raises:
         ValueError: capacity below 1.
     """
@@ -53,23 +58,13 @@ class ReplayBuffer:
             for name, dtype in COLUMN_TYPES.items()
             if name != "step"
         }
-        self._size = 0
-        self._total = 0
-
-    @property
-    def size(self) -> int:
-        """Transitions stored now."""
-        return self._size
-
-    @property
-    def total(self) -> int:
-        """Transitions ever appended, which is the step of the next one."""
-        return self._total
+        self.size = 0
+        self.total = 0
 
     @property
     def first_step(self) -> int:
         """Step of the oldest transition stored."""
-        return self._total - self._size
+        return self.total - self.size
 
     def append(self, transition: Transition) -> None:
         """Store the next transition, in place of the oldest when the ring is full.
@@ -80,22 +75,22 @@ class ReplayBuffer:
         frame = transition.frame
         if frame.shape != self.frame_shape or frame.dtype != np.uint8:
             raise ValueError(
-                f"frame of step {self._total} is {frame.dtype} {frame.shape}, "
+                f"frame of step {self.total} is {frame.dtype} {frame.shape}, "
                 f"the buffer holds uint8 {self.frame_shape}"
             )
         if not math.isfinite(transition.reward):
-            raise ValueError(f"reward of step {self._total} is {transition.reward}")
-        row = self._total % self.capacity
+            raise ValueError(f"reward of step {self.total} is {transition.reward}")
+        row = self.total % self.capacity
         for name, value in transition._asdict().items():
             self._rows[name][row] = value
-        self._total += 1
-        self._size = min(self._size + 1, self.capacity)
+        self.total += 1
+        self.size = min(self.size + 1, self.capacity)
 
     def window_count(self, length: int) -> int:
         """Start positions that have `length` consecutive transitions from them on."""
         if length < 1:
             raise ValueError(f"window length must be at least 1, not {length}")
-        return max(0, self._size - length + 1)
+        return max(0, self.size - length + 1)
 
     def rows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
         """Return the ring's rows of the windows of `length` transitions that begin at `starts`.
@@ -115,7 +110,7 @@ class ReplayBuffer:
         if starts.size and (starts.min() < 0 or starts.max() >= windows):
             raise ValueError(
                 f"window starts {starts.min()}..{starts.max()} lie outside [0, {windows}): "
-                f"{self._size} transitions stored, windows of {length}"
+                f"{self.size} transitions stored, windows of {length}"
             )
         steps = self.first_step + starts[:, None] + np.arange(length)  # [B, L]
         rows: npt.NDArray[np.int64] = steps % self.capacity
@@ -135,10 +130,10 @@ class ReplayBuffer:
         Raises:
             ValueError: steps that are not stored.
         """
-        if not self.first_step <= first_step <= stop_step <= self._total:
+        if not self.first_step <= first_step <= stop_step <= self.total:
             raise ValueError(
                 f"steps [{first_step}, {stop_step}) are not all stored: "
-                f"the buffer holds [{self.first_step}, {self._total})"
+                f"the buffer holds [{self.first_step}, {self.total})"
             )
         steps = np.arange(first_step, stop_step, dtype=np.int64)
         rows = steps % self.capacity
@@ -157,11 +152,11 @@ class ReplayBuffer:
         steps = columns["step"]
         if not len(steps):
             return
-        if self._total and steps[0] != self._total:
-            raise ValueError(f"the next step is {self._total}, the rows begin at step {steps[0]}")
+        if self.total and steps[0] != self.total:
+            raise ValueError(f"the next step is {self.total}, the rows begin at step {steps[0]}")
         kept = slice(-self.capacity, None)
         rows = steps[kept] % self.capacity
         for name, values in self._rows.items():
             values[rows] = columns[name][kept]
-        self._total = int(steps[-1]) + 1
-        self._size = min(self._size + len(steps), self.capacity)
+        self.total = int(steps[-1]) + 1
+        self.size = min(self.size + len(steps), self.capacity)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drama.agent.replay.buffer import ReplayBuffer
-from drama.agent.replay.distribution import Counts, LogWeights, distribution
+from drama.agent.replay.distribution import DISTRIBUTIONS, Counts, LogWeights
 from drama.agent.settings import ReplaySettings
 
 
@@ -86,7 +86,7 @@ class Sampler:
             )
         self.settings = settings
         self.buffer = buffer
-        self.distribution = distribution(settings, imagination_ratio)
+        self.distribution = DISTRIBUTIONS[settings.sampling](settings, imagination_ratio)
         self.generator = generator
         # One row per row of the ring: step s is counted in row s % capacity.
         self._world_model_counts = np.zeros(buffer.capacity, np.int32)

@@ -14,7 +14,6 @@ from torch import Tensor
 from drama.agent.behaviour.agent import Agent
 from drama.agent.behaviour.imagination import imagine
 from drama.agent.replay.tensors import RingTensors
-from drama.agent.settings import Settings
 from drama.agent.training.optim import LaProp
 
 
@@ -23,30 +22,20 @@ class Learner:
 
     Args:
         agent: what learns.
-        settings: a run's settings.
-        ring: where batches are read from.
-        device: where all of it lies.
+        ring: where batches are read from; all lies on its device.
         plain: whether to encode every frame of every context, also the same one twice.
     """
 
-    def __init__(
-        self,
-        agent: Agent,
-        settings: Settings,
-        ring: RingTensors,
-        device: torch.device,
-        *,
-        plain: bool,
-    ) -> None:
-        self.agent, self.settings, self.ring, self.device = agent, settings, ring, device
+    def __init__(self, agent: Agent, ring: RingTensors, *, plain: bool) -> None:
+        self.agent, self.settings, self.ring, self.device = agent, agent.settings, ring, ring.device
         # How many frames differ is not known before: a GPU would have to be asked.
-        self.encodes_once = device.type == "cpu" and not plain
+        self.encodes_once = self.device.type == "cpu" and not plain
         self.world_model_optimiser = LaProp(
-            dict(agent.world_model.named_parameters()), settings.world_model.optimiser
+            dict(agent.world_model.named_parameters()), self.settings.world_model.optimiser
         )
         self.behaviour_optimiser = LaProp(
             {n: p for n, p in agent.behaviour.named_parameters() if p.requires_grad},
-            settings.behaviour.optimiser,
+            self.settings.behaviour.optimiser,
         )
 
     def update_world_model(self, rows: Tensor, reward_rows: Tensor) -> Tensor:

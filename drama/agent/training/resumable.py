@@ -72,7 +72,7 @@ class ResumableRun:
         )
         lives = settings.environment.life_loss_terminates
         self.ring = RingTensors(self.buffer, runtime.device, lives_end=lives != "nothing")
-        self.learner = Learner(self.agent, settings, self.ring, runtime.device, plain=runtime.plain)
+        self.learner = Learner(self.agent, self.ring, plain=runtime.plain)
         self.shards = ShardWriter(folder / REPLAY)
         self.window = self.agent.new_window(1)
         self.world_model_metrics = Window(WORLD_MODEL_METRICS)
@@ -211,10 +211,9 @@ class ResumableRun:
         written = state["rows_in_shards"]
         total = written + len(state["tail"]["step"])
         first = max(0, total - self.buffer.capacity)
-        if first < written:
-            for columns in iterate_shards(self.folder / REPLAY, first, written):
-                self.buffer.extend(columns)
+        for columns in iterate_shards(self.folder / REPLAY, min(first, written), written):
+            self.buffer.extend(columns)
         self.buffer.extend(state["tail"])
         self.ring.follow()
-        self.shards = ShardWriter(self.folder / REPLAY, rows_written=written)
+        self.shards.rows_written = written
         self.sampler.load_state_dict(state["sampler"])

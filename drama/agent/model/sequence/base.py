@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,11 @@ State = dict[str, Tensor]
 
 
 class Mixer(nn.Module, ABC):
-    """Mixes information along time inside a block."""
+    """Mixes information along time inside a block.
+
+    What it calls `out_proj`, if anything, writes into the residual stream: that layer's weight is
+    divided by the square root of the number of mixers.
+    """
 
     @abstractmethod
     def initial_state(self, batch: int, device: torch.device) -> State:
@@ -47,10 +53,6 @@ class Mixer(nn.Module, ABC):
         output, state = self(x.unsqueeze(1), state)
         return output.squeeze(1), state
 
-    def output_projections(self) -> list[nn.Linear]:
-        """Return the layers that write into the residual stream; their scale falls with depth."""
-        return []
-
 
 class SequenceModel(nn.Module):
     """Stem, residual blocks around mixers, final norm.
@@ -69,11 +71,11 @@ class SequenceModel(nn.Module):
         nn.init.zeros_(projection.bias)
         self.stem = nn.Sequential(projection, RMSNorm(width), nn.SiLU())
         self.norms = nn.ModuleList(RMSNorm(width) for _ in mixers)
-        self.mixers = nn.ModuleList(mixers)
+        self.mixers = cast(Sequence[Mixer], nn.ModuleList(mixers))
         self.final_norm = RMSNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
         for mixer in mixers:
-            for output in mixer.output_projections():
+            if isinstance(output := getattr(mixer, "out_proj", None), nn.Linear):
                 with torch.no_grad():
                     output.weight /= math.sqrt(len(mixers))
 
@@ -82,34 +84,28 @@ class SequenceModel(nn.Module):
 
         Args:
             x: latents and one-hot actions [B, L, Z + A].
-            states: one per block, as returned by an earlier call; by default the start.
+            states: one per mixer, as returned by an earlier call; by default the start.
 
         Returns:
             d [B, L, D] and the states after the last step.
         """
-        residual = self.dropout(self.stem(x)).float()  # [B, L, D]
-        after: list[State] = []
-        for index, (norm, mixer) in enumerate(zip(self.norms, self.mixers, strict=True)):
-            mixed, state = mixer(norm(residual), states[index] if states else None)
-            residual = residual + self.dropout(mixed).float()
-            after.append(state)
-        return self.final_norm(residual), after
+        return self._run(x, self.mixers, states or [None] * len(self.mixers))
 
     def step(self, x: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
-        """Run one step: x [B, Z + A] and one state per block to d [B, D] and the next states."""
-        residual = self.dropout(self.stem(x)).float()  # [B, D]
+        """Run one step: x [B, Z + A] and one state per mixer to d [B, D] and the next states."""
+        return self._run(x, [mixer.step for mixer in self.mixers], states)
+
+    def _run(
+        self, x: Tensor, mixers: Iterable[Callable[..., Any]], states: Sequence[State | None]
+    ) -> tuple[Tensor, list[State]]:
+        residual = self.dropout(self.stem(x)).float()  # [B, L, D], or [B, D] for one step
         after: list[State] = []
-        for norm, mixer, state in zip(self.norms, self.mixers, states, strict=True):
-            assert isinstance(mixer, Mixer)
-            mixed, state = mixer.step(norm(residual), state)
+        for norm, mix, before in zip(self.norms, mixers, states, strict=True):
+            mixed, state = mix(norm(residual), before)
             residual = residual + self.dropout(mixed).float()
             after.append(state)
         return self.final_norm(residual), after
 
     def initial_states(self, batch: int, device: torch.device) -> list[State]:
-        """Return the states before the first step, one per block, batch first."""
-        states: list[State] = []
-        for mixer in self.mixers:
-            assert isinstance(mixer, Mixer)
-            states.append(mixer.initial_state(batch, device))
-        return states
+        """Return the states before the first step, one per mixer, batch first."""
+        return [mixer.initial_state(batch, device) for mixer in self.mixers]

@@ -132,16 +132,10 @@ def scan(
     x, B and C are of one dtype, which is what products are taken in: float32's to some 21 bits,
     bfloat16's to 8. Sums, decays and the state between chunks are float32.
 
-    Args:
-        x: inputs [B, L, H, P].
+    Args as for `mamba2.chunked_scan`, but for:
         dt: step sizes before bias and softplus [B, L, H].
         dt_bias: [H].
-        a: decay rates [H], negative.
-        b: input projections [B, L, N], shared by the heads.
-        c: output projections [B, L, N], shared by the heads.
         skip: D [H].
-        state: h before the first step, float32 [B, H, P, N].
-        chunk_length: steps per chunk; L need not be a multiple.
 
     Returns:
         y [B, L, H, P] in x's dtype and h after the last step, float32 [B, H, P, N].

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.agent.model.sequence.base import Mixer, State
-from drama.agent.model.sequence.mamba2 import DT_FLOOR, DT_RANGE
+from drama.agent.model.sequence.mamba2 import initial_dt_bias
 from drama.agent.settings import SequenceModelSettings
 
 CHANNELS_PER_RANK = 16
@@ -116,18 +116,12 @@ class Mamba(Mixer):
         self.x_proj = nn.Linear(self.inner, self.rank + 2 * self.state_size, bias=False)
         self.dt_proj = nn.Linear(self.rank, self.inner)
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
-        low, high = map(math.log, DT_RANGE)
-        dt = torch.exp(torch.rand(self.inner) * (high - low) + low).clamp(min=DT_FLOOR)
         with torch.no_grad():
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(bias) = dt
+            self.dt_proj.bias.copy_(initial_dt_bias(self.inner))
         rates = torch.arange(1, self.state_size + 1).float()  # S4D-Real: A = -1, -2, ..., -N
         self.A_log = nn.Parameter(rates.log().repeat(self.inner, 1))
         self.D = nn.Parameter(torch.ones(self.inner))
         self.out_proj = nn.Linear(self.inner, width, bias=False)
-
-    def output_projections(self) -> list[nn.Linear]:
-        """Return the projection into the residual stream."""
-        return [self.out_proj]
 
     def initial_state(self, batch: int, device: torch.device) -> State:
         """Return zeros: `convolution` [B, W - 1, inner] and `scan` [B, inner, N]."""

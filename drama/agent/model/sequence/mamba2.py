@@ -32,13 +32,7 @@ DT_FLOOR = 1e-4
 
 
 def chunked_scan(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    state: Tensor,
-    chunk_length: int,
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor, chunk_length: int
 ) -> tuple[Tensor, Tensor]:
     """Compute the recurrence h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t in blocks.
 
@@ -90,6 +84,13 @@ def _scan_chunk(
     return y.transpose(1, 2), state
 
 
+def initial_dt_bias(count: int) -> Tensor:
+    """Draw step sizes, even on a logarithmic scale; return what softplus makes them of, [count]."""
+    low, high = map(math.log, DT_RANGE)
+    dt = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=DT_FLOOR)
+    return dt + torch.log(-torch.expm1(-dt))
+
+
 class GatedRMSNorm(nn.Module):
     """RMSNorm of x * SiLU(gate), with a learned scale per channel."""
 
@@ -120,23 +121,18 @@ class Mamba2(Mixer):
         self.state_size = settings.state_size
         self.chunk_length = settings.chunk_length
         self.convolved = self.inner + 2 * settings.state_size
-        self.in_proj = nn.Linear(width, self.inner + self.convolved + self.heads, bias=False)
+        self.projected = [self.inner, self.convolved, self.heads]  # gate, x with B and C, dt
+        self.in_proj = nn.Linear(width, sum(self.projected), bias=False)
         self.conv1d = nn.Conv1d(
             self.convolved, self.convolved, settings.convolution_width, groups=self.convolved
         )
         self.memory = settings.convolution_width - 1
-        low, high = map(math.log, DT_RANGE)
-        dt = torch.exp(torch.rand(self.heads) * (high - low) + low).clamp(min=DT_FLOOR)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(*A_RANGE).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = GatedRMSNorm(self.inner)
         self.out_proj = nn.Linear(self.inner, width, bias=False)
         self.fused = False  # `use_backend` says otherwise
-
-    def output_projections(self) -> list[nn.Linear]:
-        """Return the projection into the residual stream."""
-        return [self.out_proj]
 
     def initial_state(self, batch: int, device: torch.device) -> State:
         """Return zeros: `convolution` [B, W - 1, inner + 2N] and `scan` [B, H, P, N]."""
@@ -148,7 +144,7 @@ class Mamba2(Mixer):
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Run over a whole sequence [B, L, D]; see `Mixer.forward`."""
         state = state or self.initial_state(x.shape[0], x.device)
-        gate, raw, dt = self._project(x)
+        gate, raw, dt = self.in_proj(x).split(self.projected, -1)
         history = torch.cat([state["convolution"].to(raw.dtype), raw], 1)  # [B, W - 1 + L, ...]
         mix = self._mix_fused if self.fused else self._mix
         y, scan = mix(history, dt, state["scan"])  # [B, L, inner], [B, H, P, N]
@@ -193,7 +189,7 @@ class Mamba2(Mixer):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run one step: x [B, D] and the state to output [B, D] and the next state."""
-        gate, raw, dt = self._project(x)
+        gate, raw, dt = self.in_proj(x).split(self.projected, -1)
         history = torch.cat([state["convolution"], raw.float().unsqueeze(1)], 1)  # [B, W, ...]
         assert self.conv1d.bias is not None
         # In float32 also under autocast, as in `forward`: errors in the state would pile up.
@@ -210,11 +206,6 @@ class Mamba2(Mixer):
             y = y + self.D.unsqueeze(-1) * inputs
         output = self.out_proj(self.norm(y.flatten(-2), gate))
         return output, {"convolution": history[:, 1:], "scan": scan}
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split the input projection into gate, convolution input and raw step sizes."""
-        gate, raw, dt = self.in_proj(x).split([self.inner, self.convolved, self.heads], -1)
-        return gate, raw, dt
 
     def _split(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split the convolution's output into x [..., H, P], B [..., N] and C [..., N]."""

@@ -124,10 +124,6 @@ class TimeMixing(Mixer):
         self.norm = nn.GroupNorm(self.heads, width, eps=self.head_width * NORM_EPSILON)
         self.out_proj = nn.Linear(width, width, bias=False)
 
-    def output_projections(self) -> list[nn.Linear]:
-        """Return the projection into the residual stream."""
-        return [self.out_proj]
-
     def initial_state(self, batch: int, device: torch.device) -> State:
         """Return zeros: `previous` [B, D], the last step's input, and `wkv` [B, heads, P, P]."""
         return {
@@ -198,10 +194,6 @@ class ChannelMixing(Mixer):
         self.key = nn.Linear(width, settings.expand * width, bias=False)
         self.receptance = nn.Linear(width, width, bias=False)
         self.out_proj = nn.Linear(settings.expand * width, width, bias=False)
-
-    def output_projections(self) -> list[nn.Linear]:
-        """Return the projection into the residual stream."""
-        return [self.out_proj]
 
     def initial_state(self, batch: int, device: torch.device) -> State:
         """Return zeros: `previous` [B, D], the last step's input."""

@@ -45,10 +45,6 @@ class Attention(Mixer):
         self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
 
-    def output_projections(self) -> list[nn.Linear]:
-        """Return the projection into the residual stream."""
-        return [self.out_proj]
-
     def initial_state(self, batch: int, device: torch.device) -> State:
         """Return no steps: `keys` and `values` [B, 0, heads, P]; later up to context - 1 steps."""
         empty = torch.zeros(batch, 0, self.heads, self.head_width, device=device)
@@ -72,21 +68,18 @@ class Attention(Mixer):
         span = keys.shape[1]
         positions = torch.arange(span, device=x.device)
         first = span - length  # nothing is remembered: plain causal attention, the fastest kernel
+        distance = positions[first:].unsqueeze(-1) - positions  # [L, span]
+        mask = (distance >= 0) & (distance < self.context) if first else None
         y = F.scaled_dot_product_attention(
             rotate(q, positions[first:]).transpose(1, 2),
             rotate(keys, positions).transpose(1, 2),
             values.transpose(1, 2),
-            attn_mask=self._mask(positions[first:], positions) if first else None,
+            attn_mask=mask,
             is_causal=first == 0,
         )  # [B, heads, L, P]
         forgotten = max(0, span - (self.context - 1))
         state = {"keys": keys[:, forgotten:], "values": values[:, forgotten:]}
         return self.out_proj(y.transpose(1, 2).flatten(-2)), state
-
-    def _mask(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return which key positions [span] each query position [L] sees, bool [L, span]."""
-        distance = queries.unsqueeze(-1) - keys
-        return (distance >= 0) & (distance < self.context)
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
@@ -120,10 +113,6 @@ class MLP(Mixer):
         hidden = settings.expand * settings.width
         self.in_proj = nn.Linear(settings.width, hidden)
         self.out_proj = nn.Linear(hidden, settings.width)
-
-    def output_projections(self) -> list[nn.Linear]:
-        """Return the projection into the residual stream."""
-        return [self.out_proj]
 
     def initial_state(self, batch: int, device: torch.device) -> State:
         """Return nothing: no step sees another."""

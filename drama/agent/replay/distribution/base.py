@@ -14,11 +14,13 @@ LogWeights = npt.NDArray[np.float64]
 
 
 class Distribution(ABC):
-    """Weighs windows by how often each was drawn.
+    """Weighs windows by how often each was drawn: n times for the world model, m for imagination.
+
+    Counts are int32 [windows], weights float64 [windows], logarithms and not normalised.
 
     Args:
-        settings: temperatures, alpha, beta.
-        imagination_ratio: imagination batch / world-model batch.
+        settings: temperatures tau and tau', alpha, beta.
+        imagination_ratio: imagination batch / world-model batch (64 at paper size).
     """
 
     def __init__(self, settings: ReplaySettings, imagination_ratio: float) -> None:
@@ -27,8 +29,8 @@ class Distribution(ABC):
 
     @abstractmethod
     def of_world_model(self, world_model_counts: Counts) -> LogWeights:
-        """Return log-weights of windows for world-model training, one for each count."""
+        """Return log-weights of windows for world-model training."""
 
     @abstractmethod
     def of_imagination(self, world_model_counts: Counts, imagination_counts: Counts) -> LogWeights:
-        """Return log-weights of contexts to imagine from, one for each pair of counts."""
+        """Return log-weights of contexts to imagine from."""
