@@ -168,7 +168,11 @@ def accept(commit: str | None = None) -> Iterator[str]:
 
 
 def enter(known: Accepted, names: Names, commit: str) -> Accepted:
-    """Return what is accepted when today's code equals the code that has these names."""
+    """Return what is accepted when today's code equals the code that has these names.
+
+    An accepted commit may not have known yet that it was, and call its code by a hash that is
+    another name's entry by now.
+    """
     entered = known.model_dump() | {"commit": commit}
     todays = [
         *(("code", names.code[choices], run_code_hash(choices)) for choices in Choices.every()),
@@ -177,6 +181,7 @@ def enter(known: Accepted, names: Names, commit: str) -> Accepted:
     ]
     for section, name, digest in todays:
         entries = entered[section]
+        name = next((first for first, same in entries.items() if name in same), name)
         if digest != name and not any(digest in same for same in entries.values()):
             entries.setdefault(name, []).append(digest)
     return Accepted(**entered)

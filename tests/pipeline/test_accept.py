@@ -128,6 +128,22 @@ def test_hashes_join_the_entry_of_the_earlier_name() -> None:
     assert enter(once, names, "2" * 40) == once
 
 
+def test_what_equals_an_accepted_hash_joins_the_first_name() -> None:
+    """As after a second refactoring: the commit accepted last plans by its own hashes."""
+    names = Names({c: "b" * 64 for c in Choices.every()}, "e" * 64, "d" * 64)
+    known = Accepted(
+        commit="1" * 40,
+        code={"a" * 64: ["b" * 64]},
+        evaluation={"f" * 64: ["e" * 64]},
+        runtime={"c" * 64: ["d" * 64]},
+    )
+    entered = enter(known, names, "2" * 40)
+    assert set(entered.code) == {"a" * 64} and set(entered.runtime) == {"c" * 64}
+    hashes = {run_code_hash(choices) for choices in Choices.every()}
+    assert set(entered.code["a" * 64]) == {"b" * 64} | hashes
+    assert entered.evaluation == {"f" * 64: ["e" * 64, evaluation_code_hash()]}
+
+
 # --- comparing -----------------------------------------------------------------------------------
 
 
