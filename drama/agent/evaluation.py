@@ -36,7 +36,6 @@ from drama.agent.behaviour.agent import ActingWindow, Agent
 from drama.agent.env import AgentEnvironment, make
 from drama.agent.settings import Actions, EvaluationSettings, Recipe
 from drama.files import write_parquet
-from drama.runs.checkpoint import load_checkpoint
 
 SCHEMA = pa.schema(
     [
@@ -78,10 +77,6 @@ class Episode:
     length: int = 0
     truncated: bool = False
     digest: Any = field(default_factory=hashlib.sha256, repr=False)
-
-    def begin(self, frame: np.ndarray) -> None:
-        """Take in the first frame."""
-        self.digest.update(frame.tobytes())
 
     def note(
         self, action: int, reward: float, terminated: bool, truncated: bool, frame: np.ndarray
@@ -126,7 +121,7 @@ class _Place:
         self.episode = self.waiting.pop(0) if self.waiting else None
         if self.episode:
             self.frame, _ = self.environment.reset(seed=self.episode.seed)
-            self.episode.begin(self.frame)
+            self.episode.digest.update(self.frame.tobytes())
 
     def step(self, action: int) -> bool:
         """Take an action; says whether the episode ended, in which case the next has begun."""
@@ -209,15 +204,6 @@ def _choose(
     )
 
 
-def load_agent(recipe: Recipe, checkpoint: Path, fingerprint: str, device: torch.device) -> Agent:
-    """Build a run's agent and load its parameters and buffers from a checkpoint.
-
-    Raises:
-        CheckpointError: when the checkpoint is damaged or of another run.
-    """
-    return build_agent(recipe, load_checkpoint(checkpoint, fingerprint)["agent"], device)
-
-
 def build_agent(recipe: Recipe, state: Mapping[str, np.ndarray], device: torch.device) -> Agent:
     """Build a recipe's agent from its parameters and buffers, in evaluation mode."""
     agent = new_agent(recipe)
@@ -236,13 +222,9 @@ def new_agent(recipe: Recipe) -> Agent:
 def write_evaluation(
     path: Path, episodes: list[Episode], recipe: Recipe, header: Mapping[str, Any]
 ) -> None:
-    """Write one row per episode, and into the metadata how many were played in each way.
+    """Write one row per episode; the metadata say game, seed, how many were played in each way.
 
-    Args:
-        path: of the file.
-        episodes: as `play` returns them.
-        recipe: names game and seed, which go into the metadata.
-        header: what else does.
+    What `header` holds is added to them.
     """
     played = Counter(episode.actions for episode in episodes)
     metadata = {

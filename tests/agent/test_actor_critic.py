@@ -31,8 +31,9 @@ def make_behaviour(preset: Callable[..., Preset]) -> MakeBehaviour:
     """Keywords change the section `behaviour`; two-hot bins at -4, -3.8 ... 4."""
 
     def make(actions: int = ACTIONS, **changes: Any) -> Behaviour:
-        settings = preset("quick", {"behaviour": changes}).behaviour
-        return Behaviour(WIDTH, actions, BINS, 4.0, settings)
+        bins = {"bins": BINS, "bin_limit": 4.0}
+        changed = preset("quick", {"behaviour": changes, "world_model": bins})
+        return Behaviour(WIDTH, actions, changed.settings())
 
     return make
 
@@ -138,7 +139,7 @@ def test_actor_starts_orthogonal(preset: Callable[..., Preset]) -> None:
 
 
 def test_sizes_of_the_published_networks(preset: Callable[..., Preset]) -> None:
-    behaviour = Behaviour(1536, 6, 255, 20.0, preset("xs").behaviour)
+    behaviour = Behaviour(1536, 6, preset("xs").settings())
     shapes = [tuple(m.weight.shape) for m in behaviour.actor.net if isinstance(m, nn.Linear)]
     assert shapes == [(256, 1536), (256, 256), (256, 256), (6, 256)]
     shapes = [tuple(m.weight.shape) for m in behaviour.critic if isinstance(m, nn.Linear)]

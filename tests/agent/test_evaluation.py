@@ -21,10 +21,10 @@ from workspace import GAME, SEED, Workspace
 
 from drama.agent.behaviour.agent import Agent
 from drama.agent.env import make
-from drama.agent.evaluation import SCHEMA, load_agent, new_episode, play, write_evaluation
+from drama.agent.evaluation import SCHEMA, build_agent, new_episode, play, write_evaluation
 from drama.agent.settings import EvaluationSettings, Recipe
 from drama.pipeline.recipes import read_recipe
-from drama.runs.checkpoint import CheckpointError
+from drama.runs.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 EPISODES = 16
@@ -35,8 +35,8 @@ Played = tuple[Agent, Recipe]
 def trained(undisturbed: Workspace) -> Played:
     """A trained agent that knows its mind: its actions depend on no rounding."""
     run = read_recipe(undisturbed.recipe)
-    checkpoint = undisturbed.folder / "checkpoint.parquet"
-    agent = load_agent(run.recipe, checkpoint, run.fingerprint, CPU)
+    state = load_checkpoint(undisturbed.folder / "checkpoint.parquet", run.fingerprint)["agent"]
+    agent = build_agent(run.recipe, state, CPU)
     agent.behaviour.actor.net[-1].weight.data *= 1000
     return agent, run.recipe
 
@@ -248,7 +248,6 @@ def test_episodes_are_different_when_anything_in_them_is(change: dict[str, Any])
             "frame": np.zeros((2, 2, 3), np.uint8)}  # fmt: skip
     episodes = [new_episode(0, index) for index in range(3)]
     for episode, last in zip(episodes, (step, step, step | change), strict=True):
-        episode.begin(step["frame"])
         episode.note(**step)
         episode.note(**last)
     one, same, other = (episode.played for episode in episodes)
@@ -368,12 +367,6 @@ def test_a_checkpoint_that_cannot_be_used_is_named(copy: Workspace, damage: str)
     said = "not here, and not to be found" if damage == "missing" else "not a whole checkpoint"
     assert "Traceback" not in output and f"checkpoint.parquet: {said}" in output
     assert copy.tree() == before
-
-
-def test_an_agent_of_another_run_is_not_taken(copy: Workspace) -> None:
-    run = read_recipe(copy.recipe)
-    with pytest.raises(CheckpointError, match="belongs to run"):
-        load_agent(run.recipe, copy.folder / "checkpoint.parquet", "0" * 64, CPU)
 
 
 def test_a_run_that_is_not_whole_is_not_scored_and_moves_no_other(copy: Workspace) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load
 from workspace import GAME, SEED, Workspace
 
 import drama
-from drama.agent.evaluation import load_agent
+from drama.agent.evaluation import build_agent
 from drama.errors import ConfigurationError, DramaError
 from drama.files import canonical_json, sha256_file, sha256_text
 from drama.pipeline.artifacts import weights as module
@@ -324,8 +324,8 @@ def outcomes(episodes: Any) -> list[tuple[int, float, int]]:
 
 def test_a_loaded_agent_is_the_checkpoints(exported: Workspace) -> None:
     run = read_recipe(exported.recipe)
-    checkpoint = exported.folder / "checkpoint.parquet"
-    own = load_agent(run.recipe, checkpoint, run.fingerprint, CPU)
+    state = load_checkpoint(exported.folder / "checkpoint.parquet", run.fingerprint)["agent"]
+    own = build_agent(run.recipe, state, CPU)
     for place in (weights(exported), exported.folder, exported.recipe, str(exported.folder)):
         loaded = drama.load(place)
         assert (loaded.recipe, loaded.fingerprint) == (run.recipe, run.fingerprint)

@@ -12,12 +12,13 @@ from drama.agent.behaviour.imagination import Trajectories
 from drama.agent.behaviour.returns import ReturnScale, lambda_return
 from drama.agent.model.distributions import TwoHot, sample_one_hot
 from drama.agent.model.nets import multilayer_perceptron
-from drama.agent.settings import BehaviourSettings
+from drama.agent.settings import BehaviourSettings, Settings
 from drama.agent.shapes import check_shapes
 
 ACTOR_LAST_GAIN = 0.001
 HIDDEN_GAIN = 2**0.5
 INPUT_LIMIT = 10.0
+VARIANCE_EPSILON = 1e-8
 
 
 def initialise_orthogonal(net: nn.Sequential, last_gain: float) -> None:
@@ -31,20 +32,15 @@ def initialise_orthogonal(net: nn.Sequential, last_gain: float) -> None:
 class InputNormaliser(nn.Module):
     """Normalise inputs by the mean and variance of all that was seen (Welford, in batches).
 
-    The statistics are buffers: saved with the weights, changed only by `update`.
-
-    Args:
-        width: number of inputs.
-        epsilon: added to the variance.
+    The statistics, [width], are buffers: saved with the weights, changed only by `update`.
     """
 
     count: Tensor
     mean: Tensor
     squares: Tensor
 
-    def __init__(self, width: int, epsilon: float = 1e-8) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.epsilon = epsilon
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("squares", torch.zeros(width))  # summed squared deviations
@@ -71,7 +67,7 @@ class InputNormaliser(nn.Module):
             self.squares / self.count.clamp(min=1).float(),
             torch.ones_like(self.mean),
         )
-        scaled = (inputs.float() - self.mean) * torch.rsqrt(variance + self.epsilon)
+        scaled = (inputs.float() - self.mean) * torch.rsqrt(variance + VARIANCE_EPSILON)
         return scaled.clamp(-INPUT_LIMIT, INPUT_LIMIT)
 
 
@@ -123,22 +119,19 @@ class Behaviour(nn.Module):
     Args:
         width: width of a state, Z + D.
         actions: A.
-        bins: two-hot bins of the critic.
-        bin_limit: their outermost position in symlog space.
-        settings: the behaviour's settings.
+        settings: section `behaviour`, and the two-hot bins of section `world_model`, are used.
     """
 
-    def __init__(
-        self, width: int, actions: int, bins: int, bin_limit: float, settings: BehaviourSettings
-    ) -> None:
+    def __init__(self, width: int, actions: int, settings: Settings) -> None:
         super().__init__()
-        self.settings, self.width = settings, width
-        self.actor = Actor(width, actions, settings)
-        self.critic = multilayer_perceptron(width, settings.critic_hidden, settings.layers, bins)
+        own, bins = settings.behaviour, settings.world_model.bins
+        self.settings, self.width = own, width
+        self.actor = Actor(width, actions, own)
+        self.critic = multilayer_perceptron(width, own.critic_hidden, own.layers, bins)
         initialise_orthogonal(self.critic, last_gain=0.0)  # every state starts with value 0
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.two_hot = TwoHot(bins, bin_limit)
-        self.return_scale = ReturnScale(settings.return_percentiles, settings.return_ema)
+        self.two_hot = TwoHot(bins, settings.world_model.bin_limit)
+        self.return_scale = ReturnScale(own.return_percentiles, own.return_ema)
 
     def loss(self, trajectories: Trajectories) -> BehaviourLosses:
         """Compute the losses of actor and critic; updates the running statistics first.
@@ -164,14 +157,21 @@ class Behaviour(nn.Module):
         values = self.two_hot.decode(value_logits.detach())  # [B, H + 1]
         with torch.no_grad():
             slow_values = self.two_hot.decode(self.slow_critic(states))
-        returns, slow_returns = (self._returns(trajectories, v) for v in (values, slow_values))
+        settings = self.settings
+        returns, slow_returns = (
+            lambda_return(
+                trajectories.rewards, trajectories.terminations, bootstraps, settings.discount,
+                settings.lambda_, as_published=settings.as_published,
+            )
+            for bootstraps in (values, slow_values)
+        )  # fmt: skip
         self.return_scale.update(returns)
 
         advantage = (returns - values[:, :-1]) / self.return_scale()  # [B, H]
         log_policy = torch.log_softmax(self.actor(acted_on), -1)  # [B, H, A]
         chosen = log_policy.gather(-1, trajectories.actions.unsqueeze(-1)).squeeze(-1)
         entropy = -(log_policy.exp() * log_policy).sum(-1).mean()
-        actor = -(chosen * advantage).mean() - self.settings.entropy_weight * entropy
+        actor = -(chosen * advantage).mean() - settings.entropy_weight * entropy
         predicted = value_logits[:, :-1]
         critic = (
             self.two_hot.loss(predicted, returns) + self.two_hot.loss(predicted, slow_returns)
@@ -184,16 +184,6 @@ class Behaviour(nn.Module):
             return_scale=self.return_scale.average.clone(),
             imagined_reward=trajectories.rewards.mean(),
             imagined_value=values.mean(),
-        )
-
-    def _returns(self, trajectories: Trajectories, values: Tensor) -> Tensor:
-        return lambda_return(
-            trajectories.rewards,
-            trajectories.terminations,
-            values,
-            self.settings.discount,
-            self.settings.lambda_,
-            as_published=self.settings.as_published,
         )
 
     @torch.no_grad()

@@ -17,9 +17,6 @@ from drama.agent.model.world_model import WorldModel
 from drama.agent.settings import Settings
 from drama.agent.shapes import check_shapes
 
-Decide = Callable[..., Tensor]
-"""What `Agent.decide` does."""
-
 
 class ActingWindow:
     """The last steps of several episodes played side by side.
@@ -74,13 +71,7 @@ class Agent(nn.Module):
         self.settings = settings
         self.actions = actions
         self.world_model = WorldModel(settings, actions)
-        self.behaviour = Behaviour(
-            self.world_model.state_size,
-            actions,
-            settings.world_model.bins,
-            settings.world_model.bin_limit,
-            settings.behaviour,
-        )
+        self.behaviour = Behaviour(self.world_model.state_size, actions, settings)
 
     def new_window(self, environments: int) -> ActingWindow:
         """Return an empty window for E environments."""
@@ -105,7 +96,7 @@ class Agent(nn.Module):
         *,
         greedy: bool,
         action_noise: Tensor | None = None,
-        decide: Decide | None = None,
+        decide: Callable[..., Tensor] | None = None,
     ) -> np.ndarray:
         """Choose one action for each of E environments and remember the step in the window.
 

@@ -10,9 +10,6 @@ from torch import Tensor
 
 from drama.agent.model.world_model import WorldModel
 
-Policy = Callable[[Tensor], Tensor]
-"""States [B, Z + D] to sampled actions, int64 [B]."""
-
 
 @dataclass(frozen=True)
 class Trajectories:
@@ -39,7 +36,7 @@ def join_state(latents: Tensor, d: Tensor) -> Tensor:
 @torch.no_grad()
 def imagine(
     world_model: WorldModel,
-    policy: Policy,
+    policy: Callable[[Tensor], Tensor],
     frames: Tensor,
     actions: Tensor,
     horizon: int,
@@ -54,7 +51,7 @@ def imagine(
 
     Args:
         world_model: in evaluation mode (running statistics, no dropout).
-        policy: draws actions.
+        policy: draws actions: states [B, Z + D] to int64 [B].
         frames: contexts, uint8 [B, L, S, S, 3].
         actions: contexts, int64 [B, L].
         horizon: H, imagined steps.

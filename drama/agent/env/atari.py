@@ -18,8 +18,8 @@ generator, so a replay repeats that, too; how many no-ops a game begins with, to
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import ale_py
 import cv2
@@ -33,38 +33,13 @@ NO_OP = ale_py.Action.NOOP.value
 _STATE_KEYS = frozenset({"game", "before_reset", "played", "emulator", "reset_due", "random_state"})
 
 
-class Emulator(Protocol):
-    """The part of `ale_py.ALEInterface` that the protocol is built on."""
-
-    def act(self, action: int, /) -> int: ...
-    def lives(self) -> int: ...
-    def game_over(self, *, with_truncation: bool = ...) -> bool: ...
-    def reset_game(self) -> None: ...
-    def getMinimalActionSet(self) -> Sequence[ale_py.Action]: ...
-    def getLegalActionSet(self) -> Sequence[ale_py.Action]: ...
-    def getScreenDims(self) -> tuple[int, int]: ...
-    def getScreenRGB(self, array: Frame, /) -> None: ...
-    def cloneState(self, *, include_rng: bool = ...) -> ale_py.ALEState: ...
-    def restoreState(self, state: ale_py.ALEState, /) -> None: ...
-
-
-class Console(Protocol):
-    """The part of `ale_py.AtariEnv` that the protocol is built on: an emulator and its seeding."""
-
-    @property
-    def ale(self) -> Emulator: ...
-    def seed_game(self, seed: int | None = None) -> object: ...
-    def load_game(self) -> None: ...
-    def close(self) -> None: ...
-
-
 def atari_names() -> list[str]:
     """Return the names of ale-py's games, as in `ALE/<name>-v5`, in alphabetical order."""
     gymnasium.register_envs(ale_py)
     return sorted(spec.name for spec in gymnasium.registry.values() if spec.namespace == "ALE")
 
 
-def open_console(game: str, repeat_action_probability: float = 0.0) -> Console:
+def open_console(game: str, repeat_action_probability: float = 0.0) -> ale_py.AtariEnv:
     """Open one Atari game: one raw frame per action, no frame limit of its own.
 
     Args:
@@ -81,7 +56,7 @@ def open_console(game: str, repeat_action_probability: float = 0.0) -> Console:
         max_num_frames_per_episode=0,
         disable_env_checker=True,
     )
-    return cast(Console, environment.unwrapped)
+    return cast(ale_py.AtariEnv, environment.unwrapped)
 
 
 class Atari(AgentEnvironment):
@@ -93,7 +68,7 @@ class Atari(AgentEnvironment):
     """
 
     def __init__(
-        self, game: str, settings: EnvironmentSettings, console: Console | None = None
+        self, game: str, settings: EnvironmentSettings, console: ale_py.AtariEnv | None = None
     ) -> None:
         """Open the game.
 
@@ -107,7 +82,7 @@ class Atari(AgentEnvironment):
         self._settings = settings
         if console is None:
             console = open_console(game, settings.repeat_action_probability)
-        self._console: Console | None = console
+        self._console: ale_py.AtariEnv | None = console
         emulator = self._console.ale
         minimal = settings.actions == "minimal"
         actions = emulator.getMinimalActionSet() if minimal else emulator.getLegalActionSet()
@@ -212,10 +187,7 @@ class Atari(AgentEnvironment):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state, byte for byte: frames, rewards, flags, later resets.
-
-        Args:
-            state: what `save_state` of the same game returned, in this process or another.
+        """Continue from a saved state, byte for byte; see `AgentEnvironment.load_state`.
 
         Raises:
             ValueError: the state is of another game, has other keys, or the emulator does not
@@ -248,22 +220,22 @@ class Atari(AgentEnvironment):
             self._console.close()
             self._console = None
 
-    def _restart(self, emulator: Emulator) -> None:
+    def _restart(self, emulator: ale_py.ALEInterface) -> None:
         self._before_reset = emulator.cloneState(include_rng=True)
         self._played = bytearray()
         emulator.reset_game()
 
-    def _begin(self, emulator: Emulator) -> None:
+    def _begin(self, emulator: ale_py.ALEInterface) -> None:
         self._fetch_screen(emulator)
         self._lives = emulator.lives()
         self._reset_due = False
 
-    def _emulator(self) -> Emulator:
+    def _emulator(self) -> ale_py.ALEInterface:
         if self._console is None:
             raise gymnasium.error.ClosedEnvironmentError(f"{self._game}: environment is closed")
         return self._console.ale
 
-    def _fetch_screen(self, emulator: Emulator) -> None:
+    def _fetch_screen(self, emulator: ale_py.ALEInterface) -> None:
         self._latest = 1 - self._latest
         emulator.getScreenRGB(self._screens[self._latest])
 

@@ -52,16 +52,7 @@ class AgentEnvironment(gymnasium.Env[Frame, int]):
 
 
 def check_state(state: Mapping[str, Any], game: str, keys: frozenset[str]) -> None:
-    """Check that a saved environment has exactly the keys wanted and belongs to this game.
-
-    Args:
-        state: the saved environment.
-        game: the name that must stand under the key `game`.
-        keys: every key that must be there, `game` included.
-
-    Raises:
-        ValueError: a key is missing or unknown, or the state is another game's.
-    """
+    """Raise ValueError unless a saved environment has exactly these keys and is of this game."""
     if set(state) != keys:
         missing, unknown = sorted(keys - set(state)), sorted(set(state) - keys)
         raise ValueError(f"saved environment state: missing keys {missing}, unknown {unknown}")

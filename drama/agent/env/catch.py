@@ -126,14 +126,7 @@ class Catch(AgentEnvironment):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state, byte for byte: frames, rewards, flags, later resets.
-
-        Args:
-            state: what `save_state` of the same game returned, in this process or another.
-
-        Raises:
-            ValueError: the state is of another game or has other keys.
-        """
+        """Continue from a saved state; see `AgentEnvironment.load_state`."""
         check_state(state, self._game, _STATE_KEYS)
         self.np_random.bit_generator.state = json.loads(state["random_state"])
         self._column = int(state["column"])

@@ -33,7 +33,7 @@ def recorder(device: torch.device, *, wanted: bool) -> Callable[[Function], Func
     if not wanted or device.type != "cuda":
         return lambda function: function
     pool = torch.cuda.graph_pool_handle()
-    return lambda function: Recorded(function, device, function.__name__, pool)
+    return lambda function: Recorded(function, device, pool)
 
 
 class Recorded:
@@ -46,19 +46,12 @@ class Recorded:
     Args:
         function: of tensors on one GPU, to a tensor there.
         device: that GPU.
-        name: what to call it in errors.
         pool: memory that recordings share, what `torch.cuda.graph_pool_handle` returns; only one
             of them may run at a time.
     """
 
-    def __init__(
-        self,
-        function: Function,
-        device: torch.device,
-        name: str,
-        pool: Any = None,
-    ) -> None:
-        self.function, self.device, self.name, self.pool = function, device, name, pool
+    def __init__(self, function: Function, device: torch.device, pool: Any) -> None:
+        self.function, self.device, self.pool = function, device, pool
         self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
@@ -97,7 +90,7 @@ class Recorded:
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
             raise RecordingFailed(
-                f"{self.name} could not be recorded as a CUDA graph: {error}. `drama train "
-                "--plain` does without, more slowly."
+                f"{self.function.__name__} could not be recorded as a CUDA graph: {error}. `drama "
+                "train --plain` does without, more slowly."
             ) from error
         self.graph = graph
