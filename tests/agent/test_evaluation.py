@@ -19,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from workspace import GAME, SEED, Workspace
 
-from drama.agent.behaviour.agent import Agent
+from drama.agent import evaluation
+from drama.agent.behaviour.agent import ActingWindow, Agent
 from drama.agent.env import make
+from drama.agent.env.catch import Catch
 from drama.agent.evaluation import SCHEMA, build_agent, new_episode, play, write_evaluation
 from drama.agent.settings import EvaluationSettings, Recipe
 from drama.pipeline.recipes import read_recipe
@@ -148,6 +150,46 @@ def test_nothing_but_the_episodes_seeds_plays_a_part(
     assert outcomes(catcher, EPISODES, 3) == one_by_one
     after = agent.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before), "evaluation learns"
+
+
+def test_an_episode_remembers_its_own_steps_also_when_others_have_no_more_to_play(
+    catcher: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first environment is done before the second begins its last episode."""
+    agent, recipe = catcher
+    lengths = [[2, 2], [7, 5]]
+    uneven = iter([Uneven(own) for own in lengths])
+    monkeypatch.setattr(evaluation, "make", lambda *_: next(uneven))
+    seen: list[dict[int, int]] = []
+    act = agent.act
+
+    def watched(window: ActingWindow, rows: np.ndarray, *others: Any, **more: Any) -> np.ndarray:
+        seen.append({int(row): int(window.lengths[row]) for row in rows})
+        return act(window, rows, *others, **more)
+
+    monkeypatch.setattr(agent, "act", watched)
+    assert len(play(agent, recipe, asking(4, 2))) == 4
+    most = recipe.settings.behaviour.acting_window
+    for row, own in enumerate(lengths):
+        remembered = [min(step, most) for length in own for step in range(length)]
+        assert [steps[row] for steps in seen if row in steps] == remembered
+
+
+class Uneven(Catch):
+    """Catch, but each episode ends after as many steps as it is told."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        super().__init__(columns=8)
+        self.ends = iter(lengths)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.left = next(self.ends)
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> Any:
+        frame, reward, _, truncated, info = super().step(action)
+        self.left -= 1
+        return frame, reward, self.left == 0, truncated, info
 
 
 def test_a_game_is_played_to_its_end_however_short_others_are(trained: Played) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from drama.agent.behaviour.agent import Agent
+from drama.agent.behaviour.imagination import Trajectories, imagine
 from drama.agent.replay.buffer import ReplayBuffer, Transition
 from drama.agent.replay.tensors import RingTensors
 from drama.agent.settings import Settings
+from drama.agent.training import learner as learner_module
 from drama.agent.training.graphs import CALLS_BEFORE, recorder
 from drama.agent.training.learner import Learner
 from drama.pipeline.config import Preset
@@ -145,6 +148,42 @@ def test_each_distinct_frame_is_encoded_once(settings: Settings) -> None:
         )
         learner.update_behaviour(rows(12, 4))
         assert seen == [encoded]
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_imagination_begins_from_the_contexts_that_were_drawn(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
+    """Frames and actions of the same rows, and as many steps as the settings say."""
+    given: list[Any] = []
+
+    def watched(*arguments: Any, **more: Any) -> Trajectories:
+        given[:] = arguments
+        return imagine(*arguments, **more)
+
+    monkeypatch.setattr(learner_module, "imagine", watched)
+    learner, contexts = make_learner(settings, CPU, plain=plain), rows(12, 4)
+    learner.update_behaviour(contexts)
+    frames, actions, horizon, places = given[2:]
+    ring = learner.ring.buffer.ring()
+    shown = frames if plain else frames[places]
+    assert np.array_equal(shown, ring["frame"][contexts])
+    assert np.array_equal(actions, ring["action"][contexts])
+    assert horizon == settings.behaviour.horizon
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+def test_products_are_taken_in_the_precision_that_is_set(
+    settings: Settings, precision: str
+) -> None:
+    """In both updates; on a CPU `auto` is float32."""
+    training = settings.training.model_copy(update={"precision": precision})
+    learner = make_learner(settings.model_copy(update={"training": training}), CPU, plain=False)
+    seen: list[torch.dtype] = []
+    for layer in (learner.agent.world_model.prior_head, learner.agent.behaviour.critic[0]):
+        layer.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    learn(learner, 1)
+    assert set(seen) == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
 
 
 @contextmanager

@@ -76,6 +76,7 @@ class Run:
     # By step: the rows that an update was given.
     world_model_rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     behaviour_rows: dict[int, Tensor] = field(default_factory=dict)
+    updates: list[tuple[int, str]] = field(default_factory=list)  # in their order
     slow_critics: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = field(
         default_factory=list
     )
@@ -140,6 +141,7 @@ def watch(run: Run) -> None:
 
     def updating(rows: Tensor) -> Tensor:
         run.behaviour_rows[trainer.step] = rows
+        run.updates.append((trainer.step, "behaviour"))
         before = weights(behaviour.slow_critic)
         values = update(rows)
         run.slow_critics.append((before, weights(behaviour.slow_critic), weights(behaviour.critic)))
@@ -147,6 +149,7 @@ def watch(run: Run) -> None:
 
     def updating_world_model(rows: Tensor, reward_rows: Tensor) -> Tensor:
         run.world_model_rows[trainer.step] = rows, reward_rows
+        run.updates.append((trainer.step, "world model"))
         return update_world_model(rows, reward_rows)
 
     trainer.decide, trainer.update_behaviour = deciding, updating
@@ -213,6 +216,13 @@ def test_updates_come_as_often_as_the_settings_say(run: Run) -> None:
     ):
         assert list(steps) == [step for step in range(RANDOM, STEPS + 1) if step % every == 0]
         assert int(optimiser.updates) == len(steps)
+
+
+def test_behaviour_is_learned_in_the_world_model_of_the_same_step(run: Run) -> None:
+    both = [step for step in run.behaviour_rows if step in run.world_model_rows]
+    assert both
+    for step in both:
+        assert run.updates.index((step, "world model")) < run.updates.index((step, "behaviour"))
 
 
 def test_updates_are_given_windows_of_what_was_stored(run: Run) -> None:
