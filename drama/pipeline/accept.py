@@ -49,8 +49,8 @@ from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT, EPISODES, REPLAY, TRAINING
 from drama.runs.shards import read_shards
 
-PATIENCE = 240.0
-"""Seconds that one command of a probe may take."""
+PATIENCE = 1200.0
+"""Seconds that one command of a probe may take, on a machine that has other work, too."""
 
 BASE: Mapping[str, Any] = {
     "environment": {"max_frames": 200},
