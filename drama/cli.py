@@ -268,6 +268,7 @@ def export(run: options.WholeRun) -> None:
 
     Writes `weights-<fingerprint>.safetensors` and `.md` into the run's folder; `drama evaluate` and
     `drama verify` play with them where the checkpoint is not, and so does `drama.load` in Python.
+    Without the checkpoint, weights that are there stay and the card alone is written.
     """
     with stop_at_once():
         from drama.pipeline.artifacts.export import export as export_run

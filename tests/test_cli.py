@@ -141,6 +141,22 @@ def test_plan_takes_words_over_the_file(drama: Command, workspace: Workspace) ->
     assert (settings.behaviour.horizon, settings.replay.beta) == (2, 0)
 
 
+def test_a_whole_number_gives_the_same_recipe_however_it_is_written(
+    drama: Command, workspace: Workspace
+) -> None:
+    written = []
+    for number in ("1000", "1e3"):
+        assert drama("plan", "--set", f"training.total_steps={number}")[0] == 0
+        written.append(workspace.recipe.read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("arguments", [["--games", "Pong"], ["--seeds", "0,1"]])
+def test_plan_takes_games_or_seeds_alone(drama: Command, arguments: list[str]) -> None:
+    code, output, errors = drama("plan", *arguments)
+    assert (code, errors) == (0, "") and "planned under preset tiny" in output
+
+
 WRONG_PLANS = [
     (["--config", "nowhere.yaml"], ["nowhere.yaml: cannot be read"]),
     (["--preset", "qick"], ["command line: preset = 'qick'", "Did you mean 'quick'"]),
