@@ -23,7 +23,7 @@ LEARNED := build/learn-$(shell date +%Y%m%d-%H%M%S)
 LEARN := snakemake --profile workflow/profiles/quick --config results=$(LEARNED)
 
 # So that `drama` and `snakemake` are found as the README writes them, also in recipes' jobs.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(abspath $(BIN)):$(PATH)
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -47,7 +47,7 @@ $(VENV)/bin/pip:
 demo: setup ## train, evaluate and report two real games at toy size, in minutes
 	@snakemake --profile workflow/profiles/quick
 	@echo
-	@cat results/quick/logs/report.log
+	@cat results/quick/logs/report-everything.log
 
 test: lint ## check style and types, then run every test
 	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadgroup

@@ -1,6 +1,6 @@
 # Drama on Atari100k, from configuration to score report. Contents:
 #
-#   plan      config/*.yaml -> one recipe per game and seed, each with its fingerprint
+#   plan      config/*.yaml -> one recipe per game and seed, each with its fingerprint; frozen
 #   train     recipe        -> run-<fingerprint>.json, written when the run is whole
 #   evaluate  run           -> evaluation-<fingerprint>.parquet, one row per episode
 #   report    all of them   -> scores, figures and one page
@@ -26,9 +26,7 @@ localrules:
 rule all:
     """Bring everything that config/config.yaml asks for up to date."""
     input:
-        local([run.record for run in PLAN.runs]),
-        local([run.evaluation for run in PLAN.runs]),
-        local(PLAN.report),
+        goals,
     message:
         "Everything is up to date"
 

@@ -18,9 +18,8 @@ from drama.errors import ConfigurationError, DramaError, reason
 from drama.pipeline import gpus
 from drama.pipeline.config import project_file
 from drama.pipeline.history import earlier_run
-from drama.pipeline.layers import parse_assignment
-from drama.pipeline.recipes import plan as make_plan
-from drama.pipeline.recipes import read_recipe
+from drama.pipeline.layers import few, parse_assignment
+from drama.pipeline.recipes import prepare, read_recipe
 from drama.runs.stopping import stop_at_once
 
 EXPERIMENT = Path("config/config.yaml")
@@ -62,24 +61,39 @@ def plan(
     games: options.Games = None,
     seeds: options.Seeds = None,
     assign: options.Assignments = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Turn the configuration into one recipe per game and seed.
 
     Recipes go to `results/<preset>/recipes/<Game>/seed<k>.json`; each is written only when its
     content changes. Nothing is written when anything in the configuration is wrong.
+
+    With `--games` or `--seeds`, everything else stays planned as it was; without, recipes of runs
+    that the file does not ask for any more are removed. Runs never are.
     """
     file = project_file(config)
     overrides = {"preset": preset, "games": games, "seeds": seeds}
-    planned = make_plan(file, overrides, [parse_assignment(text) for text in assign or ()])
+    planning = prepare(file, overrides, [parse_assignment(text) for text in assign or ()])
     if file != config:
         print(f"{config}: not here; planned from {file}", file=sys.stderr)
-    whole = sum(run.record.exists() for run in planned.runs)
-    earlier = sum(earlier_run(run.folder, run.recipe) is not None for run in planned.runs) - whole
-    count = f"{len(planned.runs)} run{'s' * (len(planned.runs) != 1)}"
+    planned, runs = planning.plan, planning.asked
+    changed, left = planning.changed(), planning.left()
+    if not dry_run:
+        planning.write()
+    whole = sum(run.record.exists() for run in runs)
+    earlier = sum(earlier_run(run.folder, run.recipe) is not None for run in runs) - whole
+    count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     print(
         f"{count} planned under preset {planned.preset}, {whole} of them trained"
         f"{f', {earlier} by earlier code' * (earlier > 0)}: {planned.results / 'recipes'}"
     )
+    if dry_run and changed:
+        print(f"Would be written: {few([f'{run.game} seed {run.seed}' for run in changed])}")
+    if left:
+        names = few([f"{path.parent.name} {path.stem}" for path in left])
+        print(f"Not asked for any more, recipe{' to be' * dry_run} removed: {names}")
+    if dry_run:
+        return
     if file == EXPERIMENT and not assign and all(value is None for value in overrides.values()):
         from drama.pipeline.artifacts.ledger import record_plan
 
@@ -146,7 +160,7 @@ def evaluate(
 
 
 @app.command(rich_help_panel=PIPELINE)
-def report(results: options.Results) -> None:
+def report(results: options.Results, plan: options.PlanFolder = None) -> None:
     """Write scores, figures and one page from a preset's runs.
 
     Reads the plan, `recipes/report.json`, and the runs and evaluations it names; writes to
@@ -158,7 +172,7 @@ def report(results: options.Results) -> None:
 
     from drama.report import console_table, write_report
 
-    written = write_report(results)
+    written = write_report(results, plan)
     console = Console()
     console.print(console_table(written))
     console.print(f"Report: {results / 'report' / 'index.html'}")

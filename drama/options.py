@@ -101,6 +101,17 @@ WholeRuns = Annotated[
     ),
 ]
 Results = Annotated[Path, typer.Argument(help="A preset's results, such as results/quick.")]
+PlanFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FOLDER",
+        help="Plan and recipes of a campaign, as Snakemake gives them; by default today's.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", "-n", help="Only say what would be planned; write nothing.")
+]
 RecordedResults = Annotated[
     Path | None, typer.Argument(help="A preset's results; only those in dvc.yaml are recorded.")
 ]

@@ -16,16 +16,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
+import drama
 from drama.agent.settings import GAMES, Backend, EvaluationSettings, Frozen, Recipe, Settings
 from drama.errors import ConfigurationError, reason
 from drama.files import flatten
 from drama.pipeline.layers import Layer, closest, nearest, problem, read_mapping, resolve
+from drama.runs.folder import COMMIT
 
 PRESETS = Path("config/presets")
 """Where presets lie, relative to the project's root."""
 
 SHIPPED = Path(__file__).with_name("shipped")
 """What an installed package holds of the project's files, each where it lies in the project."""
+
+
+FROZEN = Path(drama.__file__).with_name(COMMIT)
+"""There only in a campaign's package."""
 
 
 class Preset(Settings):
@@ -49,6 +55,9 @@ def _folder(value: str) -> str:
     files = [place for place in (Path(value), *Path(value).parents) if os.path.isfile(place)]
     if files:
         raise ValueError(f"{files[0]} is a file, and results need a folder")
+    for character, use in {":": "Python's search path", "{": "Snakemake's wildcards"}.items():
+        if character in value:
+            raise ValueError(f"{character!r} stands for something else in {use}; use another name")
     return value
 
 
@@ -61,6 +70,7 @@ class Experiment(Frozen):
     device: Literal["auto", "cpu", "cuda"]
     backend: Backend = "auto"
     runs_per_gpu: Annotated[int, Field(ge=1, le=100)] = 1
+    report_after: Literal["everything", "game"] = "everything"
     results: Annotated[str, AfterValidator(_folder)]
 
 
@@ -68,9 +78,13 @@ class Experiment(Frozen):
 
 
 def project_file(place: Path) -> Path:
-    """Return a file of the project: the working directory's own, else the installed package's."""
+    """Return a file of the project: the working directory's own, else the installed package's.
+
+    A campaign's frozen package is asked first: what the working directory has may be edited.
+    """
     shipped = SHIPPED / place
-    return shipped if shipped.exists() and not place.exists() else place
+    first, second = (shipped, place) if FROZEN.exists() else (place, shipped)
+    return second if second.exists() and not first.exists() else first
 
 
 def preset_files(folder: Path = PRESETS) -> dict[str, Path]:

@@ -188,6 +188,11 @@ def nearest(word: str, allowed: Any) -> str:
     return f"{closest(word, words)}Allowed: {', '.join(words)}"
 
 
+def few(names: Sequence[str]) -> str:
+    """Return the first three of some names, and how many more there are, for people."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def closest(word: str, words: Sequence[str]) -> str:
     """Ask for the closest match to `word`, with a space behind; nothing when there is none."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)

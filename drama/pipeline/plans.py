@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,21 +15,32 @@ from drama.files import canonical_json, sha256_text
 from drama.pipeline.config import no_plan
 from drama.runs.folder import SHORT
 
+CAMPAIGNS = "campaigns"
+"""The folder of campaigns in a preset's results: what each call of Snakemake froze."""
+RECIPES = "recipes"
+"""The folder of recipes in a preset's results, and in a campaign's."""
+PLAN = "report.json"
+"""The file that lists the runs, beside their recipes: what the report is made from."""
+
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of the plan, with its and its evaluation's whole fingerprints, and what it makes."""
+    """One run of the plan, with its and its evaluation's whole fingerprints, and what it makes.
+
+    `recipes` is where its recipe lies when that is not results/<preset>/recipes.
+    """
 
     results: Path
     game: str
     seed: int
     fingerprint: str
     evaluation_fingerprint: str
+    recipes: Path | None = field(default=None, compare=False)
 
     @property
     def recipe(self) -> Path:
         """Its recipe file."""
-        return self.results / "recipes" / self.game / f"seed{self.seed}.json"
+        return (self.recipes or self.results / RECIPES) / self.game / f"seed{self.seed}.json"
 
     @property
     def folder(self) -> Path:
@@ -103,20 +114,24 @@ def plan_text(preset: str, complete: bool, runs: Iterable[PlannedRun], code: str
     )
 
 
-def read_plan(results: Path) -> Plan:
-    """Read the plan that was made last in a preset's results.
+def read_plan(results: Path, recipes: Path | None = None) -> Plan:
+    """Read the plan that was made last in a preset's results, or a campaign's.
+
+    Args:
+        results: the folder results/<preset>.
+        recipes: where the plan and the recipes lie, when that is not in the results.
 
     Raises:
         ConfigurationError: when there is none, or it is none, is empty or names a run twice.
     """
-    path = results / "recipes" / "report.json"
+    path = (recipes or results / RECIPES) / PLAN
     if not path.is_file():
         raise no_plan(results)
     try:
         text = path.read_text(encoding="utf-8")
         document = _Document.model_validate_json(text)
         runs = tuple(
-            PlannedRun(results, run.game, run.seed, run.run, run.evaluation)
+            PlannedRun(results, run.game, run.seed, run.run, run.evaluation, recipes)
             for run in document.runs
         )
         for run, listed in zip(runs, document.runs, strict=True):

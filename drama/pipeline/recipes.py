@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,69 @@ from drama.pipeline.fingerprints import (
     runtime,
 )
 from drama.pipeline.layers import Layer, resolve
-from drama.pipeline.plans import Plan, PlannedRun, plan_text
-from drama.runs.folder import SHORT, restore
+from drama.pipeline.plans import CAMPAIGNS, PLAN, RECIPES, Plan, PlannedRun, plan_text, read_plan
+from drama.runs.folder import SHORT, locked, restore
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What a configuration comes to, before anything is written.
+
+    Attributes:
+        plan: of everything in the results: the runs that were asked for, and where games or seeds
+            were named on the command line, those that were planned before.
+        asked: the runs that were asked for.
+        texts: their recipes, by path.
+        complete: whether the runs that were asked for keep to the whole Atari100k protocol.
+        code: hash of the code that makes the report.
+        narrowed: whether games or seeds were named on the command line.
+    """
+
+    plan: Plan
+    asked: tuple[PlannedRun, ...]
+    texts: Mapping[Path, str]
+    complete: bool
+    code: str
+    narrowed: bool
+
+    @property
+    def text(self) -> str:
+        """The plan's file."""
+        plan = self.plan
+        return plan_text(plan.preset, plan.complete_protocol, plan.runs, self.code)
+
+    def changed(self) -> list[PlannedRun]:
+        """Return the runs that were asked for whose recipes are not there yet."""
+        there = {path for path, text in self.texts.items() if _holds(path, text)}
+        return [
+            run for run in self.asked if not {run.recipe, evaluation_recipe(run.recipe)} <= there
+        ]
+
+    def left(self) -> list[Path]:
+        """Return the recipes of runs that the whole configuration does not ask for any more."""
+        if self.narrowed:
+            return []
+        asked = {run.recipe for run in self.asked}
+        found = sorted((self.plan.results / RECIPES).glob("*/seed*.json"))
+        return [path for path in found if path not in asked and not path.match(f"*{EVALUATION}")]
+
+    def write(self) -> None:
+        """Write every file whose text is not there yet, and give runs their folders back.
+
+        A run that was set aside and is wanted again gets its folder. Recipes of runs that are not
+        planned any more are removed.
+        """
+        recipes = self.plan.results / RECIPES
+        left = self.left()
+        if left or self.changed() or not _holds(recipes / PLAN, self.text):
+            with locked(recipes):  # two that plan at once must both be in the plan
+                latest = _over_earlier(self) if self.narrowed else self
+                write_changed({**self.texts, recipes / PLAN: latest.text})
+                for path in left:
+                    path.unlink(missing_ok=True)
+                    evaluation_recipe(path).unlink(missing_ok=True)
+        for run in self.asked:
+            restore(run.folder, run.fingerprint)
 
 
 def plan(
@@ -38,16 +99,36 @@ def plan(
     *,
     write: bool = True,
 ) -> Plan:
-    """Resolve an experiment into recipes, writing each whose content changed.
+    """Resolve an experiment into recipes, writing each whose content changed; see `prepare`.
 
-    Everything is resolved before anything is written. A run that was set aside and is wanted again
-    gets its folder back.
+    Args:
+        experiment: the YAML file that says what to run.
+        overrides: keys of that file to replace.
+        settings: layers over every game's settings.
+        write: False to only say what the plan is, and touch no file.
+
+    Returns:
+        The plan of everything in the results.
+    """
+    planning = prepare(experiment, overrides, settings)
+    if write:
+        planning.write()
+    return planning.plan
+
+
+def prepare(
+    experiment: Path,
+    overrides: Mapping[str, Any] | None = None,
+    settings: Sequence[Layer] = (),
+) -> Planning:
+    """Resolve an experiment into recipes, and write nothing.
+
+    Where games or seeds are among the overrides, the results' other runs stay planned as they are.
 
     Args:
         experiment: the YAML file that says what to run.
         overrides: keys of that file to replace (preset, games, seeds, device, results).
         settings: layers over every game's settings, such as `--set` gives.
-        write: False to only say what the plan is, and touch no file.
 
     Raises:
         ConfigurationError: for any mistake in any layer.
@@ -78,20 +159,47 @@ def plan(
             run = PlannedRun(results, game, seed, sha256_text(text), sha256_text(evaluation))
             texts |= {run.recipe: text, evaluation_recipe(run.recipe): evaluation}
             runs.append(run)
-    report = plan_text(wanted.preset, complete, runs, report_code())
-    texts[results / "recipes" / "report.json"] = report
-    if write:
-        write_changed(texts)
-        for run in runs:
-            restore(run.folder, run.fingerprint)
-    return Plan(wanted.preset, results, complete, tuple(runs), sha256_text(report))
+    given = overrides or {}
+    narrowed = any(given.get(key) is not None for key in ("games", "seeds"))
+    asked = tuple(runs)
+    made = _plan_of(wanted.preset, results, complete, asked, report_code())
+    planning = Planning(made, asked, texts, complete, report_code(), narrowed)
+    return _over_earlier(planning) if narrowed else planning
+
+
+def _plan_of(
+    preset: str, results: Path, complete: bool, runs: tuple[PlannedRun, ...], code: str
+) -> Plan:
+    fingerprint = sha256_text(plan_text(preset, complete, runs, code))
+    return Plan(preset, results, complete, runs, fingerprint)
+
+
+def _over_earlier(planning: Planning) -> Planning:
+    """Put the runs that were asked for into the plan that lies there, if one does."""
+    try:
+        earlier = read_plan(planning.plan.results)
+    except ConfigurationError:
+        return planning
+    new = {(run.game, run.seed): run for run in planning.asked}
+    kept = {(run.game, run.seed): run for run in earlier.runs}
+    others = kept.keys() - new.keys()
+    plan = planning.plan
+    # The protocol holds for all runs of a plan or is not claimed.
+    complete = planning.complete and (earlier.complete_protocol or not others)
+    runs = tuple((kept | new).values())
+    merged = _plan_of(plan.preset, plan.results, complete, runs, planning.code)
+    return replace(planning, plan=merged)
 
 
 def write_changed(texts: Mapping[Path, str]) -> None:
     """Write every file whose text is not there yet."""
     for path, text in texts.items():
-        if not path.is_file() or path.read_bytes() != text.encode():
+        if not _holds(path, text):
             write_text(path, text)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
 
 
 def is_complete_protocol(preset: Preset) -> bool:
@@ -122,9 +230,12 @@ def recipe_text(recipe: Recipe) -> str:
     return canonical_json(recipe.model_dump(mode="json", by_alias=True))
 
 
+EVALUATION = ".evaluation.json"
+
+
 def evaluation_recipe(recipe: Path) -> Path:
     """Return where the evaluation's recipe lies: beside the run's."""
-    return recipe.with_suffix(".evaluation.json")
+    return recipe.with_suffix(EVALUATION)
 
 
 def evaluation_text(fingerprint: str, settings: EvaluationSettings, code: str) -> str:
@@ -187,9 +298,15 @@ def read_recipe(path: Path, renewal: str | None = None) -> RunFiles:
 
 def run_files(path: Path, recipe: Recipe, text: str) -> RunFiles:
     """Return the run of a recipe, whose files lie in runs/ beside recipes/."""
-    results = shortened(path.absolute().parents[2])
+    results = shortened(results_of(path))
     folder = results / "runs" / recipe.game / f"seed{recipe.seed}"
     return RunFiles(path, recipe, sha256_text(text), folder)
+
+
+def results_of(recipe: Path) -> Path:
+    """Return the preset's results that a recipe's run belongs to: a campaign's lie in them."""
+    place = recipe.absolute().parents[2]
+    return place.parents[1] if place.parent.name == CAMPAIGNS else place
 
 
 def shortened(path: Path) -> Path:

@@ -19,6 +19,8 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
+from drama.pipeline.campaign import Campaign
+
 ENDING = frozenset({"COMPLETING", "STAGE_OUT"})
 """States of jobs that squeue still lists although they will do nothing more."""
 
@@ -60,6 +62,8 @@ class Executor(SlurmExecutor):
     the new job is queued behind it.
     """
 
+    campaign: Campaign
+
     def __post_init__(self, test_mode: bool = False) -> None:
         super().__post_init__(test_mode)
         self._left: dict[str, QueuedJob] = queued_jobs(self.workflow.workdir_init)
@@ -73,6 +77,14 @@ class Executor(SlurmExecutor):
     @run_uuid.setter
     def run_uuid(self, common: str) -> None:
         self._names = {common}
+
+    def get_snakefile(self) -> str:
+        """Return the Snakefile that jobs read: the campaign's, which nobody edits."""
+        return shlex.quote(str(self.campaign.folder.absolute() / "Snakefile"))
+
+    def get_job_exec_prefix(self, job: Any) -> str:
+        """Return what jobs begin with, so that the campaign's code is found, and no other."""
+        return f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(self.campaign.folder))}"
 
     def run_job(self, job: Any) -> None:
         """Submit a job, or go on with the one that is in the queue for it already."""
@@ -113,6 +125,7 @@ def job_name(job: Any) -> str:
     return "-".join([*run, job.name])
 
 
-def use() -> None:
-    """Have Snakemake's `--executor slurm` run jobs with this executor."""
+def use(campaign: Campaign) -> None:
+    """Have Snakemake's `--executor slurm` run a campaign's jobs with this executor."""
+    Executor.campaign = campaign
     ExecutorPluginRegistry().get_plugin("slurm").executor = Executor

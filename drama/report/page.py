@@ -100,13 +100,14 @@ class Report:
         return None if self.reproduction else f"preset {self.preset}: not a reproduction"
 
 
-def write_report(results: Path) -> Report:
+def write_report(results: Path, recipes: Path | None = None) -> Report:
     """Write results/<preset>/report out of the runs that recipes/report.json lists.
 
-    `results` is the folder results/<preset>. Raises ReportError, before anything is written, when
+    `results` is the folder results/<preset>, `recipes` another place of plan and recipes than
+    there, such as a campaign's. Raises ReportError, before anything is written, when
     a run is missing or damaged.
     """
-    plan = read_plan(results)
+    plan = read_plan(results, recipes)
     baselines = load_baselines()
     games = read_scores(plan, baselines)
     normalised = [

@@ -29,6 +29,8 @@ REPLAY = "replay"
 STATUS = "status.json"
 SUPERSEDED = "superseded"
 ARTIFACTS = (CHECKPOINT, EPISODES, TRAINING, f"{REPLAY}/part-*.parquet")
+COMMIT = "COMMIT"
+"""The file in a frozen copy of the package that says which commit it was made of."""
 VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "pyarrow")
 KERNELS = ("mamba-ssm", "causal-conv1d", "triton")
 """Of the sequence backend mamba_ssm; only the CUDA image has them."""
@@ -234,6 +236,8 @@ def git_commit() -> str | None:
     not count: the record holds the recipe itself.
     """
     code = Path(drama.__file__).parent
+    if (code / COMMIT).is_file():
+        return (code / COMMIT).read_text(encoding="utf-8").strip() or None
     try:
         place, commit, changes = (
             subprocess.run(

@@ -244,3 +244,36 @@ def test_snakemake_killed_and_called_again_takes_its_jobs_over(
     (expected,) = undisturbed.results("runs/Pong/seed0/run-*.json")
     assert earlier.name == expected.name
     assert NOTHING in project.run(*SNAKEMAKE, "-n")
+
+
+def test_what_was_submitted_is_what_runs(
+    undisturbed: Project, image: Path, tmp_path: Path, snakemake: Start
+) -> None:
+    """Configuration, code and rules are edited while every job waits; the place has a space."""
+    project = cluster_project(tmp_path / "a project", image, [0])
+    (node,) = slurm("sinfo", "--noheader", "--format=%n").split()
+    slurm("scontrol", "update", f"NodeName={node}", "State=drain", "Reason=test")
+    try:
+        process = snakemake(project)
+        wait_for(lambda: len(jobs(project, "PENDING")) == 2, process, "both runs are queued")
+        project.replace("config/config.yaml", "  Boxing: {}\n", "")
+        project.replace("config/config.yaml", "Pong: {}", "Pong: {behaviour: {horizon: 2}}")
+        project.append("config/presets/tiny.yaml", "mistyped: [\n")
+        for name in ("Snakefile", "workflow/rules/train.smk", "drama/agent/training/loop.py"):
+            project.append(name, "\nthis is no Python\n")
+        (project.root / "drama/pipeline/#jobs.py#").write_text("an editor's\n", encoding="utf-8")
+        for path in project.root.rglob("*.py"):
+            path.touch()
+    finally:
+        slurm("scontrol", "update", f"NodeName={node}", "State=resume")
+    finish(process)
+    for game in GAMES:
+        assert result(project, game, 0) == result(undisturbed, game, 0)
+    assert {state for _, _, state in jobs(project)} == {"COMPLETED"}
+    assert project.results("report/index.html")
+
+    for name in ("Snakefile", "workflow/rules/train.smk", "drama/agent/training/loop.py"):
+        project.replace(name, "\nthis is no Python\n", "")
+    project.replace("config/presets/tiny.yaml", "mistyped: [\n", "")
+    output = project.run(*SNAKEMAKE, "-n")
+    assert "Training Pong" in output and "Boxing" not in output

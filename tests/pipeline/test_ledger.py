@@ -207,6 +207,27 @@ def test_other_results_are_left_alone(fresh: Clone) -> None:
     assert not (fresh.root / "dvc.lock").exists()
 
 
+def test_results_on_another_disk_are_kept_through_a_link(project: Clone) -> None:
+    disk = project.root.parent / "scratch"
+    disk.mkdir()
+    (project.root / "results/tiny").rename(disk / "tiny")
+    project.replace("config/config.yaml", "results: results", f"results: {disk}")
+    advice = f"ln -s {disk}/tiny results/tiny"
+    assert advice in project.run("drama", "stages", expected=2)
+    assert advice in project.run("drama", "record")
+    assert CLEAN not in project.run("dvc", "status")
+    project.replace("config/config.yaml", f"results: {disk}", "results: results")
+    (project.root / "results/tiny").symlink_to(disk / "tiny")
+    (project.root / "dvc.lock").write_text("")
+    project.run("drama", "record")
+    assert CLEAN in project.run("dvc", "status")
+    shutil.rmtree(project.folder("Pong") / "replay")
+    project.run("dvc", "pull", "train@Pong-0")
+    assert project.present("Pong") == project.blobs("Pong")
+    project.run("drama", "verify", "--files-only", "results/tiny")
+    assert NOTHING in project.run(*SNAKEMAKE, "-n")
+
+
 def test_a_dvc_yaml_of_other_games_is_said_so_and_the_rest_recorded(
     fresh: Clone, record_in: Callable[[Clone], Recorded]
 ) -> None:
@@ -214,6 +235,22 @@ def test_a_dvc_yaml_of_other_games_is_said_so_and_the_rest_recorded(
     done = record_in(fresh)
     assert any("drama stages" in problem for problem in done.problems)
     assert {"train@Boxing-0", "train@Pong-0"} <= set(stages(fresh))
+
+
+def test_what_is_not_asked_for_any_more_is_dropped_and_said_so(
+    project: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    blobs = project.present("Boxing")
+    project.replace("config/config.yaml", "  Boxing: {}\n", "")
+    project.run("drama", "stages")
+    assert "Boxing seed0" in project.run("drama", "plan")
+    assert not list((project.root / "results/tiny/recipes/Boxing").glob("*"))
+    done = record_in(project)
+    (note,) = done.notes
+    assert "dropped train@Boxing-0, evaluate@Boxing-0, which" in note and not done.problems
+    assert set(stages(project)) == {"plan", "report", "train@Pong-0", "evaluate@Pong-0"}
+    assert project.present("Boxing") == blobs
+    assert not record_in(project).notes
 
 
 def test_snakemake_records_when_it_ends_well_and_when_it_does_not(fresh: Clone) -> None:

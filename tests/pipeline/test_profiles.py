@@ -11,12 +11,12 @@ import yaml
 from test_pipeline import ROOT, Project, copy_sources
 
 PROFILES = ROOT / "workflow" / "profiles"
-# Writes what Snakemake waits for, where `drama train RECIPE` would after hours on a GPU.
+# Writes what Snakemake waits for, where `python -m drama train RECIPE` would after hours on a GPU.
 STAND_IN = """\
 #!/bin/sh
-folder=$(dirname "$2" | sed s,/recipes/,/runs/,)/$(basename "$2" .json)
+folder=$(dirname "$4" | sed s,/campaigns/[0-9a-f]*/recipes/,/runs/,)/$(basename "$4" .json)
 mkdir -p "$folder"
-touch "$folder/run-$(sha256sum "$2" | cut -c 1-16).json"
+touch "$folder/run-$(sha256sum "$4" | cut -c 1-16).json"
 """
 
 
@@ -40,7 +40,8 @@ def test_snakemake_plans_with_the_kubernetes_profile(project: Project, tmp_path:
     assert f"Training Pong, seed 0; progress: {tmp_path}/results/tiny/logs/Pong" in output
     # Everything lies on the shared volume: what is there counts, and nothing goes to a store.
     assert re.search(r"^train +2$", output, re.MULTILINE), output
-    (planned,) = (tmp_path / "results/tiny/recipes/Pong").glob("seed0.json")
+    project.run("drama", "plan", "--config", "config/gpus.yaml")
+    planned = project.root / "results/tiny/recipes/Pong/seed0.json"
     whole = runs / f"Pong/seed0/run-{hashlib.sha256(planned.read_bytes()).hexdigest()[:16]}.json"
     whole.parent.mkdir(parents=True)
     whole.touch()
@@ -72,7 +73,7 @@ def test_the_kubernetes_profile_says_that_it_has_not_been_run() -> None:
 
 def at_once(project: Project, tmp_path: Path, gpus: str, runs_per_gpu: int, *arguments: str) -> int:
     """How many runs Snakemake starts at once on a machine that shows these GPUs."""
-    command = tmp_path / "bin" / "drama"
+    command = tmp_path / "bin" / "python"
     command.parent.mkdir()
     command.write_text(STAND_IN, encoding="utf-8")
     command.chmod(0o755)

@@ -58,8 +58,8 @@ def test_its_commands_are_those_of_the_rules(experiment: Experiment) -> None:
     }
     for name, argument in places.items():
         rule = Path(f"workflow/rules/{name}.smk").read_text(encoding="utf-8")
-        (command,) = re.findall(r'^        "(?:exec )?(drama \w+) ', rule, re.MULTILINE)
-        assert document[name]["cmd"] == f"{command} {argument}"
+        (command,) = re.findall(r'^        "(?:exec )?{DRAMA} (\w+) ', rule, re.MULTILINE)
+        assert document[name]["cmd"] == f"drama {command} {argument}"
 
 
 def test_dvc_runs_one_stage_and_goes_on_with_it_after_ctrl_c(tmp_path: Path) -> None:

@@ -5,9 +5,7 @@
 rule evaluate:
     """Score one run over its evaluation episodes."""
     input:
-        record=ancient(
-            lambda wildcards: local(RUNS[wildcards.game, wildcards.seed].record)
-        ),
+        record=ancient(lambda wildcards: local(CAMPAIGN.record(run(wildcards)))),
     output:
         episodes=local(f"{RUN}/evaluation-{{fingerprint}}.parquet"),
     log:
@@ -15,15 +13,16 @@ rule evaluate:
     benchmark:
         local(f"{LOG}/evaluate-{{fingerprint}}.benchmark.tsv")
     wildcard_constraints:
-        fingerprint=todays(run.evaluation for run in PLAN.runs),
+        fingerprint=todays(run.evaluation for run in CAMPAIGN.runs.values()),
     threads: 1
     resources:
         gpu=GPU,
     params:
-        recipe=lambda wildcards: RUNS[wildcards.game, wildcards.seed].recipe,
+        recipe=recipe,
+        device=device,
     message:
         "Evaluating {wildcards.game}, seed {wildcards.seed}; log: {log}"
     # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
-        "exec drama evaluate {params.recipe} --device {EXPERIMENT.device} --backend {EXPERIMENT.backend}"
-        " --threads {threads} >> {log} 2>&1"
+        "exec {DRAMA} evaluate {params.recipe:q} --device {params.device}"
+        " --backend {CAMPAIGN.document.backend} --threads {threads} >> {log:q} 2>&1"

@@ -1,45 +1,115 @@
 # Needs: config/config.yaml (or --config experiment=FILE) and the presets in config/presets/.
-# Makes: PLAN, all runs of the experiment with today's fingerprints. Their recipes are written as
-#        this file is read, each only when its content changes, so that every call of Snakemake
-#        starts from a validated configuration.
-#        IMAGE, what jobs run in when Snakemake is asked for Apptainer.
+# Makes: CAMPAIGN, what this call makes: the runs, with today's fingerprints, and what they need.
+#        When it begins, it is frozen in results/<preset>/campaigns/, and jobs read it there, so
+#        that they do what was asked for whatever is edited while they wait. A call that only looks
+#        (-n, --dag, ...) writes nothing.
 
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
 from drama.errors import ConfigurationError
 from drama.pipeline import gpus
-from drama.pipeline.artifacts.image import require_image, variant_for
+from drama.pipeline.artifacts.image import (
+    ImageMissing,
+    current_image,
+    require_image,
+    variant_for,
+)
+from drama.pipeline.campaign import new_campaign, read_campaign
 from drama.pipeline.config import load_experiment
-from drama.pipeline.recipes import plan
 
-OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
-
+ROOT = Path(workflow.basedir)
 CONTAINED = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+MISSING = None
+
+
+def image(device):
+    """Return the image that jobs run in; a call that only looks goes on without."""
+    global MISSING
+    try:
+        return str(require_image(variant_for(device)))
+    except ImageMissing as error:
+        MISSING = error
+        return str(current_image(variant_for(device)))
+
 
 try:
-    FILE = Path(config.get("experiment", "config/config.yaml"))
-    EXPERIMENT, PLAN = load_experiment(FILE, OVERRIDES), plan(FILE, OVERRIDES)
-    IMAGE = str(require_image(variant_for(EXPERIMENT.device))) if CONTAINED else None
+    CAMPAIGN = read_campaign(ROOT)
+    if CAMPAIGN is None:
+        FILE = Path(config.get("experiment", "config/config.yaml"))
+        OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
+        IMAGE = image(load_experiment(FILE, OVERRIDES).device) if CONTAINED else None
+        CAMPAIGN = new_campaign(ROOT, FILE, OVERRIDES, IMAGE)
 except ConfigurationError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 
 
-container: IMAGE
+if CONTAINED and workflow.is_main_process:
+    workflow.deployment_settings.apptainer_args += CAMPAIGN.bind
 
 
-RUN = f"{PLAN.results}/runs/{{game}}/seed{{seed}}"
-LOG = f"{PLAN.results}/logs/{{game}}/seed{{seed}}"
+container: CAMPAIGN.document.image
+
+
+DRAMA = CAMPAIGN.command
+RUN = f"{CAMPAIGN.results}/runs/{{game}}/seed{{seed}}"
+LOGS = f"{CAMPAIGN.results}/logs"
+LOG = f"{LOGS}/{{game}}/seed{{seed}}"
+DEVICE = CAMPAIGN.document.device
 # GPUs here; a job takes one when there is one. A cluster's profile says for itself what jobs take.
-GPUS = gpus.count() if EXPERIMENT.device != "cpu" else 0
+GPUS = gpus.count() if DEVICE != "cpu" else 0
 GPU = min(GPUS, 1)
 HERE = workflow.is_main_process and workflow.resource_settings.nodes is None
 if GPU and HERE and "gpu" not in workflow.global_resources:
-    workflow.register_resource("gpu", GPUS * EXPERIMENT.runs_per_gpu)
-RUNS = {(run.game, str(run.seed)): run for run in PLAN.runs}
+    workflow.register_resource("gpu", GPUS * CAMPAIGN.runs_per_gpu)
+
+
+@cache
+def freeze():
+    """Begin the campaign."""
+    if MISSING:
+        print(MISSING, file=sys.stderr)
+        sys.exit(2)
+    CAMPAIGN.begin()
+
+
+def begin():
+    """Begin when this call is about to run jobs, before any is looked at."""
+    if workflow.executor_plugin and not workflow.dryrun and workflow.is_main_process:
+        freeze()
+
+
+def goals(wildcards):
+    """Return what this call is to bring about."""
+    begin()
+    runs = CAMPAIGN.runs.values()
+    made = [
+        place(run) for run in runs for place in (CAMPAIGN.record, CAMPAIGN.evaluation)
+    ]
+    done = [
+        f"{LOGS}/report-{CAMPAIGN.folder.name}-{what}.done" for what in CAMPAIGN.reports
+    ]
+    return local([*made, *done])
+
+
+def run(wildcards):
+    """Return the planned run of a job's wildcards."""
+    begin()
+    return CAMPAIGN.runs[wildcards.game, wildcards.seed]
+
+
+def recipe(wildcards):
+    """Return a run's frozen recipe."""
+    return CAMPAIGN.recipe(run(wildcards))
+
+
+def device(wildcards, resources):
+    """Return the device that a job is to use: where a GPU was asked for, it must be there."""
+    return "cuda" if resources.gpu and DEVICE != "cpu" else DEVICE
 
 
 def todays(files):

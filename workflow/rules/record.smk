@@ -2,8 +2,8 @@
 # Makes: dvc.lock's entries of whole runs, and their files in DVC's cache, ready for `dvc push`.
 
 RECORD = (
-    "drama record --if-kept {PLAN.results} >&2 || echo 'Not everything is recorded in DVC: the "
-    "lines above say why. The results are where they were; give `drama record` when that is "
+    "drama record --if-kept {CAMPAIGN.results:q} >&2 || echo 'Not everything is recorded in DVC: "
+    "the lines above say why. The results are where they were; give `drama record` when that is "
     "mended.' >&2"
 )
 

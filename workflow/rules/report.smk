@@ -1,20 +1,32 @@
-# Needs: every run and evaluation of the plan.
-# Makes: the report's pages, tables and figures; report-<fingerprint>.json, written last, says
-#        which plan they show.
+# Needs: the runs and evaluations that this call makes: all of them, or with `report_after: game`
+#        also those of one game.
+# Makes: the report's pages, tables and figures, of what there is by then. report-<fingerprint>.json
+#        in the report's folder says that it shows the whole plan; the file named here only tells
+#        Snakemake that the command was given, and is removed.
+
+
+def reported(wildcards):
+    """Return what a report waits for."""
+    games = (
+        CAMPAIGN.changed_games if wildcards.what == "everything" else [wildcards.what]
+    )
+    runs = [run for run in CAMPAIGN.runs.values() if run.game in games]
+    return local(
+        [place(run) for run in runs for place in (CAMPAIGN.record, CAMPAIGN.evaluation)]
+    )
 
 
 rule report:
     """Compare scores with people, random play and published methods."""
     input:
-        records=ancient(local([run.record for run in PLAN.runs])),
-        evaluations=ancient(local([run.evaluation for run in PLAN.runs])),
+        ancient(reported),
     output:
-        local(PLAN.report),
+        temp(local(touch(f"{LOGS}/report-{CAMPAIGN.folder.name}-{{what}}.done"))),
     log:
-        local(f"{PLAN.results}/logs/report.log"),
-    benchmark:
-        local(f"{PLAN.results}/logs/report.benchmark.tsv")
+        local(f"{LOGS}/report-{{what}}.log"),
+    wildcard_constraints:
+        what="[A-Za-z0-9]+",
     message:
-        "Writing the report; log: {log}"
+        "Writing the report after {wildcards.what}; log: {log}"
     shell:
-        "drama report {PLAN.results} > {log} 2>&1"
+        "{DRAMA} report {CAMPAIGN.results:q} --plan {CAMPAIGN.recipes:q} > {log:q} 2>&1"

@@ -1,4 +1,4 @@
-# Needs: a run's recipe.
+# Needs: a run's frozen recipe.
 # Makes: run-<fingerprint>.json, the last file of a whole run.
 #
 # Nothing else is declared as output: Snakemake deletes declared outputs before a rerun and after
@@ -9,15 +9,11 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 if ExecutorPluginRegistry().is_installed("slurm"):
     from drama.pipeline import slurm
 
-    slurm.use()
+    slurm.use(CAMPAIGN)
 
 
 rule train:
     """Train one run; a run that was stopped goes on where it was."""
-    input:
-        recipe=ancient(
-            lambda wildcards: local(RUNS[wildcards.game, wildcards.seed].recipe)
-        ),
     output:
         record=local(f"{RUN}/run-{{fingerprint}}.json"),
     log:
@@ -25,13 +21,16 @@ rule train:
     benchmark:
         local(f"{LOG}/train-{{fingerprint}}.benchmark.tsv")
     wildcard_constraints:
-        fingerprint=todays(run.record for run in PLAN.runs),
+        fingerprint=todays(run.record for run in CAMPAIGN.runs.values()),
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        recipe=recipe,
+        device=device,
     message:
         "Training {wildcards.game}, seed {wildcards.seed}; progress: {log}"
     # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
-        "exec drama train {input.recipe} --device {EXPERIMENT.device} --backend {EXPERIMENT.backend}"
-        " --threads {threads} >> {log} 2>&1"
+        "exec {DRAMA} train {params.recipe:q} --device {params.device}"
+        " --backend {CAMPAIGN.document.backend} --threads {threads} >> {log:q} 2>&1"

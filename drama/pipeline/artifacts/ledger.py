@@ -24,8 +24,16 @@ from drama.pipeline.artifacts.integrity import NotRecorded, is_text_of, verify
 from drama.pipeline.artifacts.lockfile import LOCK, Entries, Ledger, read_ledger, write_ledger
 from drama.pipeline.artifacts.records import read_record
 from drama.pipeline.artifacts.repository import PROCESSES, Repository
-from drama.pipeline.artifacts.stages import DVC_YAML, EXPERIMENT, dvc_yaml, results_folder
+from drama.pipeline.artifacts.stages import (
+    DVC_YAML,
+    EXPERIMENT,
+    dvc_yaml,
+    is_outside,
+    remedy,
+    results_folder,
+)
 from drama.pipeline.config import Experiment, load_experiment
+from drama.pipeline.layers import few
 from drama.pipeline.plans import Plan, PlannedRun
 from drama.pipeline.recipes import evaluation_recipe, plan
 from drama.runs.folder import CHECKPOINT, REPLAY, RunBusy, locked
@@ -136,6 +144,7 @@ class _Recorder:
             )
         if self.repository.mend_processes():
             self.outcome.notes.append(f"{PROCESSES}: left unreadable by a killed process; removed")
+        self._drop_unknown()
         for run in self._covered():
             if self._is_ready(run):
                 with self._troubles():
@@ -148,6 +157,17 @@ class _Recorder:
         if self.entries != self.before or self.ledger.damage:
             write_ledger(self.entries)
         self.outcome.stages = len(self.entries)
+
+    def _drop_unknown(self) -> None:
+        """Drop what dvc.yaml has no stages for any more, such as those of a game taken out."""
+        unknown = [stage for stage in self.entries if not self.repository.knows(stage)]
+        for stage in unknown:
+            del self.entries[stage]
+        if unknown:
+            self.outcome.notes.append(
+                f"{LOCK}: dropped {few(unknown)}, which {EXPERIMENT} does not ask for any more. "
+                "Their files stay where they are; an earlier commit's dvc.lock names them"
+            )
 
     def _covered(self) -> list[PlannedRun]:
         """Today's runs that dvc.yaml has stages for."""
@@ -226,7 +246,11 @@ def _check_usable(results: Path | None, experiment: Experiment) -> None:
     if not any((place / ".git").exists() for place in (Path.cwd(), *Path.cwd().parents)):
         raise NothingToRecord("nothing recorded: DVC needs a git repository, and this is none")
     covered = _covered_results()
+    if is_outside(covered):
+        raise NotRecorded(f"{DVC_YAML}: {covered}: {remedy(covered)}, then `drama stages`")
     wanted = Path(results_folder(experiment)) if results is None else results
+    if is_outside(str(wanted)):
+        raise NothingToRecord(f"{wanted}: not recorded. {remedy(str(wanted))}")
     if os.path.normpath(wanted) != covered:
         raise NothingToRecord(f"{wanted}: not recorded; DVC keeps {covered} (dvc.yaml)")
     if find_spec("dvc") is None:

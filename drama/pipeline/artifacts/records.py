@@ -20,6 +20,7 @@ from drama.pipeline import history
 from drama.pipeline.artifacts.evaluations import Evaluation, EvaluationDamaged, read_noted
 from drama.pipeline.artifacts.stages import EXPERIMENT, results_folder
 from drama.pipeline.config import load_experiment
+from drama.pipeline.recipes import results_of, shortened
 from drama.runs.folder import CHECKPOINT, SHORT, SUPERSEDED, short_commit
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -145,7 +146,7 @@ def _records_at(place: Path) -> list[Path]:
         return [place]
     folder = place
     if place.suffix == ".json":  # results/<preset>/recipes/<Game>/seed<k>.json
-        folder = place.parent.parent.parent / "runs" / place.parent.name / place.stem
+        folder = shortened(results_of(place)) / "runs" / place.parent.name / place.stem
     found = [
         path
         for path in sorted(folder.rglob("run-*.json"))
@@ -209,11 +210,6 @@ def compare(run: RecordedRun) -> tuple[list[Artifact], list[Artifact]]:
         elif path.stat().st_size != item.bytes or sha256_file(path) != item.sha256:
             changed.append(item)
     return missing, changed
-
-
-def few(names: Sequence[str]) -> str:
-    """Return the first three of some names, and how many more there are, for people."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def evaluations_of(run: RecordedRun) -> list[Evaluation]:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from drama.errors import ConfigurationError
 from drama.files import write_text
 from drama.pipeline.artifacts.evaluations import NOTE
 from drama.pipeline.config import Experiment, load_experiment, preset_layers
@@ -46,9 +48,13 @@ def write_stages() -> int:
     """Write dvc.yaml for config/config.yaml and return its number of stages.
 
     Raises:
-        ConfigurationError: for any mistake in the configuration.
+        ConfigurationError: for any mistake in the configuration, and where DVC cannot keep results.
     """
     experiment = load_experiment(EXPERIMENT)
+    if is_outside(results := results_folder(experiment)):
+        raise ConfigurationError(
+            f"{EXPERIMENT}: results = {experiment.results!r}: {remedy(results)}"
+        )
     write_text(DVC_YAML, dvc_yaml(experiment))
     return 2 + 2 * len(experiment.games) * len(experiment.seeds)
 
@@ -126,6 +132,19 @@ def _matrix(experiment: Experiment) -> dict[str, Any]:
 def results_folder(experiment: Experiment) -> str:
     """Return the folder of an experiment's results."""
     return (Path(experiment.results) / experiment.preset).as_posix()
+
+
+def is_outside(results: str) -> bool:
+    """Say whether results lie where DVC can keep none: not in the working directory."""
+    return not Path(os.path.abspath(results)).is_relative_to(Path.cwd())
+
+
+def remedy(results: str) -> str:
+    """Say how results on another disk can be kept in DVC all the same."""
+    return (
+        f"DVC keeps only what has a place in this folder. Results on another disk have one through "
+        f"a link: `ln -s {results} results/{Path(results).name}`, with `results: results`"
+    )
 
 
 class _Inline(list[Any]):

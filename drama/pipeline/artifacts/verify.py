@@ -30,12 +30,12 @@ from drama.pipeline.artifacts.records import (
     RecordedRun,
     compare,
     evaluations_of,
-    few,
     read_record,
 )
 from drama.pipeline.artifacts.weights import read_weights_of, same_tensors
 from drama.pipeline.fingerprints import Choices, evaluation_code, run_code
 from drama.pipeline.jobs import device_name
+from drama.pipeline.layers import few
 from drama.pipeline.recipes import evaluation_text
 from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT, REPLAY, versions

@@ -25,7 +25,8 @@ from drama.agent.evaluation import build_agent, new_agent
 from drama.agent.settings import Frozen, Recipe
 from drama.errors import DramaError, reason
 from drama.files import canonical_json, replacing, sha256_text
-from drama.pipeline.artifacts.records import OtherCode, RecordedRun, Sha256, few, known_recipe
+from drama.pipeline.artifacts.records import OtherCode, RecordedRun, Sha256, known_recipe
+from drama.pipeline.layers import few
 from drama.runs.folder import SHORT, short_commit
 
 HEADER_LIMIT = 1 << 20
