@@ -66,6 +66,7 @@ lint: setup ## ruff, mypy and snakefmt
 	@ruff format --check .
 	@mypy drama
 	@snakefmt --check --compact-diff Snakefile workflow/rules
+	@snakemake --lint
 
 format: setup ## let ruff and snakefmt rewrite what `make lint` complains about
 	@ruff check --fix .

@@ -216,7 +216,7 @@ def test_the_agents_code_touches_everything(project: Project, part: str) -> None
 
 
 def test_a_rules_wording_touches_nothing(project: Project) -> None:
-    project.replace("workflow/rules/train.smk", "{DRAMA} train", "nice {DRAMA} train")
+    project.replace("workflow/rules/train.smk", "{params.drama} train", "nice {params.drama} train")
     project.replace("workflow/rules/train.smk", "train-{{fingerprint}}.log", "{{fingerprint}}.log")
     assert project.planned() == set()
 

@@ -162,19 +162,21 @@ def test_without_apptainer_no_image_is_asked_for(project: Project) -> None:
 
 
 def test_snakemake_refuses_before_anything_is_trained(project: Project) -> None:
-    message = project.run(*IN_CONTAINERS, "-n", expected=2)
+    message = project.run(*IN_CONTAINERS, expected=2)
     assert str(current_image("cpu")) in message and "make container VARIANT=cpu" in message
     assert "Traceback" not in message and "Training" not in message
+    assert not (project.root / "results").exists()
     old = pretend("cpu")
     project.replace("containers/run.lock", "numpy==2", "numpy==1")
-    message = project.run(*IN_CONTAINERS, "-n", expected=2)
+    message = project.run(*IN_CONTAINERS, expected=2)
     assert f"{old.name} was built for other versions" in message
 
 
-def test_a_gpus_image_is_asked_for_where_a_gpu_may_be_used(project: Project) -> None:
+def test_without_an_image_it_plans_and_says_which_one_is_missing(project: Project) -> None:
     pretend("cpu")
-    message = project.run(*IN_CONTAINERS, "-n", "--config", "device=auto", expected=2)
+    message = project.run(*IN_CONTAINERS, "-n", "--config", "device=auto")
     assert str(current_image("cuda")) in message and "`make container`" in message
+    assert "Training Pong" in message
 
 
 def build(*options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -58,7 +58,7 @@ def test_its_commands_are_those_of_the_rules(experiment: Experiment) -> None:
     }
     for name, argument in places.items():
         rule = Path(f"workflow/rules/{name}.smk").read_text(encoding="utf-8")
-        (command,) = re.findall(r'^        "(?:exec )?{DRAMA} (\w+) ', rule, re.MULTILINE)
+        (command,) = re.findall(r'^        "(?:exec )?{params.drama} (\w+) ', rule, re.MULTILINE)
         assert document[name]["cmd"] == f"drama {command} {argument}"
 
 

@@ -18,11 +18,13 @@ rule evaluate:
     resources:
         gpu=GPU,
     params:
+        drama=CAMPAIGN.command,
         recipe=recipe,
         device=device,
+        backend=BACKEND,
     message:
         "Evaluating {wildcards.game}, seed {wildcards.seed}; log: {log}"
     # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
-        "exec {DRAMA} evaluate {params.recipe:q} --device {params.device}"
-        " --backend {CAMPAIGN.document.backend} --threads {threads} >> {log:q} 2>&1"
+        "exec {params.drama} evaluate {params.recipe:q} --device {params.device}"
+        " --backend {params.backend} --threads {threads} >> {log:q} 2>&1"

@@ -27,13 +27,18 @@ MISSING = None
 
 
 def image(device):
-    """Return the image that jobs run in; a call that only looks goes on without."""
+    """Return the image that jobs run in when Snakemake is asked for Apptainer, there or not."""
     global MISSING
+    variant = variant_for(device)
     try:
-        return str(require_image(variant_for(device)))
+        require_image(variant)
     except ImageMissing as error:
-        MISSING = error
-        return str(current_image(variant_for(device)))
+        MISSING = error if CONTAINED else None
+    except ConfigurationError:  # not in the project's root
+        if CONTAINED:
+            raise
+        return None
+    return str(current_image(variant))
 
 
 try:
@@ -41,13 +46,15 @@ try:
     if CAMPAIGN is None:
         FILE = Path(config.get("experiment", "config/config.yaml"))
         OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
-        IMAGE = image(load_experiment(FILE, OVERRIDES).device) if CONTAINED else None
+        IMAGE = image(load_experiment(FILE, OVERRIDES).device)
         CAMPAIGN = new_campaign(ROOT, FILE, OVERRIDES, IMAGE)
 except ConfigurationError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 
 
+if MISSING and workflow.output_settings.dryrun:
+    print(MISSING, file=sys.stderr)
 if CONTAINED and workflow.is_main_process:
     workflow.deployment_settings.apptainer_args += CAMPAIGN.bind
 
@@ -55,11 +62,10 @@ if CONTAINED and workflow.is_main_process:
 container: CAMPAIGN.document.image
 
 
-DRAMA = CAMPAIGN.command
 RUN = f"{CAMPAIGN.results}/runs/{{game}}/seed{{seed}}"
 LOGS = f"{CAMPAIGN.results}/logs"
 LOG = f"{LOGS}/{{game}}/seed{{seed}}"
-DEVICE = CAMPAIGN.document.device
+DEVICE, BACKEND = CAMPAIGN.document.device, CAMPAIGN.document.backend
 # GPUs here; a job takes one when there is one. A cluster's profile says for itself what jobs take.
 GPUS = gpus.count() if DEVICE != "cpu" else 0
 GPU = min(GPUS, 1)
@@ -94,6 +100,17 @@ def goals(wildcards):
         f"{LOGS}/report-{CAMPAIGN.folder.name}-{what}.done" for what in CAMPAIGN.reports
     ]
     return local([*made, *done])
+
+
+def reported(wildcards):
+    """Return what a report waits for."""
+    games = (
+        CAMPAIGN.changed_games if wildcards.what == "everything" else [wildcards.what]
+    )
+    runs = [run for run in CAMPAIGN.runs.values() if run.game in games]
+    return local(
+        [place(run) for run in runs for place in (CAMPAIGN.record, CAMPAIGN.evaluation)]
+    )
 
 
 def run(wildcards):

@@ -5,17 +5,6 @@
 #        Snakemake that the command was given, and is removed.
 
 
-def reported(wildcards):
-    """Return what a report waits for."""
-    games = (
-        CAMPAIGN.changed_games if wildcards.what == "everything" else [wildcards.what]
-    )
-    runs = [run for run in CAMPAIGN.runs.values() if run.game in games]
-    return local(
-        [place(run) for run in runs for place in (CAMPAIGN.record, CAMPAIGN.evaluation)]
-    )
-
-
 rule report:
     """Compare scores with people, random play and published methods."""
     input:
@@ -26,7 +15,11 @@ rule report:
         local(f"{LOGS}/report-{{what}}.log"),
     wildcard_constraints:
         what="[A-Za-z0-9]+",
+    params:
+        drama=CAMPAIGN.command,
+        results=CAMPAIGN.results,
+        plan=CAMPAIGN.recipes,
     message:
         "Writing the report after {wildcards.what}; log: {log}"
     shell:
-        "{DRAMA} report {CAMPAIGN.results:q} --plan {CAMPAIGN.recipes:q} > {log:q} 2>&1"
+        "{params.drama} report {params.results:q} --plan {params.plan:q} > {log:q} 2>&1"

@@ -26,11 +26,13 @@ rule train:
     resources:
         gpu=GPU,
     params:
+        drama=CAMPAIGN.command,
         recipe=recipe,
         device=device,
+        backend=BACKEND,
     message:
         "Training {wildcards.game}, seed {wildcards.seed}; progress: {log}"
     # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
-        "exec {DRAMA} train {params.recipe:q} --device {params.device}"
-        " --backend {CAMPAIGN.document.backend} --threads {threads} >> {log:q} 2>&1"
+        "exec {params.drama} train {params.recipe:q} --device {params.device}"
+        " --backend {params.backend} --threads {threads} >> {log:q} 2>&1"
