@@ -159,8 +159,10 @@ def prepare(
             run = PlannedRun(results, game, seed, sha256_text(text), sha256_text(evaluation))
             texts |= {run.recipe: text, evaluation_recipe(run.recipe): evaluation}
             runs.append(run)
-    given = overrides or {}
-    narrowed = any(given.get(key) is not None for key in ("games", "seeds"))
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    # Games with settings of their own behind them come from a whole configuration file.
+    whole = isinstance(given.get("games"), Mapping)
+    narrowed = not whole and not given.keys().isdisjoint(("games", "seeds"))
     asked = tuple(runs)
     made = _plan_of(wanted.preset, results, complete, asked, report_code())
     planning = Planning(made, asked, texts, complete, report_code(), narrowed)

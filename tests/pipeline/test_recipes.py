@@ -329,3 +329,48 @@ def test_an_evaluations_recipe_that_cannot_be_used_is_refused(
     path.unlink()
     with pytest.raises(ConfigurationError, match=r"seed9\.evaluation\.json"):
         read_evaluation_recipe(read_recipe(run.recipe))
+
+
+# --- narrowing ---------------------------------------------------------------------------------
+
+
+def listed() -> dict[tuple[str, int], str]:
+    runs = json.loads(Path("results/tiny/recipes/report.json").read_text())["runs"]
+    return {(run["game"], run["seed"]): run["run"] for run in runs}
+
+
+def test_naming_games_or_seeds_leaves_the_rest_planned(workspace: Workspace) -> None:
+    planned()
+    before = listed()
+    recipes = {path: path.read_bytes() for path in Path("results/tiny/recipes").rglob("seed*")}
+    planned("behaviour.horizon=2", games=["Pong"], seeds=[7])
+    planned(seeds=[SEED + 1])
+    assert set(listed()) == {*before, ("Pong", 7), (GAME, SEED + 1)}
+    assert before.items() <= listed().items()
+    assert all(path.read_bytes() == text for path, text in recipes.items())
+    planned(games=["Pong"], seeds=[7])
+    assert list(listed()) == [*before, ("Pong", 7), (GAME, SEED + 1)], "replaced in its place"
+
+
+def test_the_whole_configuration_is_the_whole_plan(workspace: Workspace) -> None:
+    planned(games=["Pong"], seeds=[7])
+    planned(games={GAME: {}}, seeds=[SEED])  # as a whole configuration file gives them
+    assert set(listed()) == {(GAME, SEED)}
+    assert not list(Path("results/tiny/recipes/Pong").iterdir())
+    planned(games=["Pong"], seeds=[7])
+    Path("results/tiny/recipes/report.json").write_text("{")
+    planned(games=["Krull"], seeds=[7])
+    assert set(listed()) == {("Krull", 7)}
+    assert Path("results/tiny/recipes/Pong/seed7.json").exists(), "narrowing removes nothing"
+
+
+def test_a_plan_beside_others_keeps_the_protocol_only_with_them(workspace: Workspace) -> None:
+    plan_file = Path("results/xs/recipes/report.json")
+
+    def complete() -> bool:
+        return json.loads(plan_file.read_text())["complete_protocol"]
+
+    planned(preset="xs", games=["Pong"])
+    assert complete()
+    planned("training.total_steps=90000", preset="xs", games=["Krull"])
+    assert not complete()

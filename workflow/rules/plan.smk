@@ -1,4 +1,5 @@
-# Needs: config/config.yaml (or --config experiment=FILE) and the presets in config/presets/.
+# Needs: config/config.yaml (or --config experiment=FILE) and the presets in config/presets/; the
+#        project's own where the working directory has none.
 # Makes: CAMPAIGN, what this call makes: the runs, with today's fingerprints, and what they need.
 #        When it begins, it is frozen in results/<preset>/campaigns/, and jobs read it there, so
 #        that they do what was asked for whatever is edited while they wait. A call that only looks
@@ -19,7 +20,7 @@ from drama.pipeline.artifacts.image import (
     variant_for,
 )
 from drama.pipeline.campaign import new_campaign, read_campaign
-from drama.pipeline.config import load_experiment
+from drama.pipeline.config import load_experiment, project_file
 
 ROOT = Path(workflow.basedir)
 CONTAINED = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
@@ -44,7 +45,7 @@ def image(device):
 try:
     CAMPAIGN = read_campaign(ROOT)
     if CAMPAIGN is None:
-        FILE = Path(config.get("experiment", "config/config.yaml"))
+        FILE = project_file(Path(config.get("experiment", "config/config.yaml")))
         OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
         IMAGE = image(load_experiment(FILE, OVERRIDES).device)
         CAMPAIGN = new_campaign(ROOT, FILE, OVERRIDES, IMAGE)
