@@ -7,6 +7,7 @@ else.
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from pathlib import Path
 from statistics import mean
@@ -147,12 +148,13 @@ def evaluate(
 
 @app.command(rich_help_panel=PIPELINE)
 def report(results: options.Results) -> None:
-    """Write scores, figures and one page from a preset's runs.
+    """Write scores, figures and one page from a preset's runs, whenever one is finished.
 
     Reads the plan, `recipes/report.json`, and the runs and evaluations it names; writes to
-    `report/` in the same folder, and prints the table. Every planned run must be trained and
-    evaluated; a whole run of the same settings and of earlier code stands in for one that is not,
-    and is marked.
+    `report/` in the same folder, and prints the table. While planned runs are missing, the report
+    is of those that are trained and evaluated, says so, and names the others by how far they are.
+    A whole run of the same settings and of earlier code stands in for one that is missing, and is
+    marked.
     """
     from rich.console import Console
 
@@ -161,6 +163,8 @@ def report(results: options.Results) -> None:
     written = write_report(results)
     console = Console()
     console.print(console_table(written))
+    for group in written.missing_by_state:
+        print(textwrap.fill(str(group), min(console.width, 100), subsequent_indent="  "))
     console.print(f"Report: {results / 'report' / 'index.html'}")
 
 
@@ -210,11 +214,13 @@ def check(
     mean_below: options.MeanBelow = None,
 ) -> None:
     """Hold a report's scores to a bound; exits with code 1 when it is missed."""
-    from drama.report import read_returns
+    from drama.report import read_partial, read_returns
 
     if at_least is None and mean_below is None:
         raise ConfigurationError("drama check: give a bound, --at-least or --mean-below")
     returns = read_returns(results)
+    if partial := read_partial(results):
+        print(f"A partial report: {partial}", file=sys.stderr)
     verdicts = [
         (f"{game} seed {seed}", value, at_least is None or value >= at_least)
         for game, seed, value in returns

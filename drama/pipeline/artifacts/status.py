@@ -11,7 +11,7 @@ import fcntl
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,10 +92,24 @@ def read_statuses(results: Path) -> list[RunStatus]:
     Raises:
         ConfigurationError: when the plan cannot be read.
     """
-    return [_status(run) for run in read_plan(results).runs]
+    return [read_status(run) for run in read_plan(results).runs]
 
 
-def _status(run: PlannedRun) -> RunStatus:
+def read_status(run: PlannedRun) -> RunStatus:
+    """Return how a run is getting on."""
+    return _status(run, alive=_is_alive)
+
+
+def as_written(run: PlannedRun) -> RunStatus:
+    """Return how a run is getting on by its files alone, so that the same files say the same.
+
+    Neither locks nor the clock are looked at: a run that was killed while it was running is running
+    still, since that is what it wrote last.
+    """
+    return _status(run, alive=lambda *_: True)
+
+
+def _status(run: PlannedRun, alive: Callable[[Path, str], bool]) -> RunStatus:
     logs = run.results / "logs" / run.game / f"seed{run.seed}"
     live = _live(run.folder / STATUS, run.fingerprint)
     found = RunStatus(
@@ -121,7 +135,7 @@ def _status(run: PlannedRun) -> RunStatus:
         log = _last_line(logs / f"train-{run.fingerprint[:SHORT]}.log")
         return replace(found, detail=log or str(live.get("message", "")))
     if found.state in ("running", "done"):  # a record is written a moment after the last step
-        if not _is_alive(run.folder, str(live.get("updated", ""))):
+        if not alive(run.folder, str(live.get("updated", ""))):
             return replace(found, state="lost")
         rate = float(live.get("steps_per_second") or 0) or None
         return replace(found, state="running", steps_per_second=rate)
