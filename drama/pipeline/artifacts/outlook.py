@@ -246,17 +246,18 @@ def _plan(outlook: Outlook) -> Iterator[str]:
 
 def _costs(outlook: Outlook) -> Table:
     """Return what a run costs, all of them, and what is left of them."""
+    left = len(outlook.left)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("", no_wrap=True, max_width=36)
-    left = f"the {plural(len(outlook.left), 'run')} left"
-    for name in ("a run", f"all {len(outlook.runs)}", left):
+    for name in ("a run", f"all {len(outlook.runs)}", *([f"the {left} left"] if left else [])):
         table.add_column(name, justify="right", no_wrap=True)
+    columns = len(table.columns) - 1
     for name, seconds in _speeds(outlook):
-        table.add_row(name, *(_hours(steps, seconds) for steps in _steps(outlook)))
+        table.add_row(name, *[_hours(steps, seconds) for steps in _steps(outlook)][:columns])
     for name, mean in _disk(outlook.finished):
-        counts = (1, len(outlook.runs), len(outlook.left))
+        counts = (1, len(outlook.runs), left)[:columns]
         table.add_row(name, *("unknown" if mean is None else size(mean * n) for n in counts))
-    table.add_row("disk, free here", "", "", size(outlook.free))
+    table.add_row("disk, free here", *[""] * (columns - 1), size(outlook.free))
     return table
 
 
@@ -287,7 +288,7 @@ def _hours(steps: float | None, seconds: float | None) -> str:
 
 def _disk(finished: Sequence[Finished]) -> Iterator[tuple[str, float | None]]:
     """Yield the mean bytes that a finished run left, by where they are kept."""
-    for name, kept in (("disk, in git", "in_git"), ("disk, large files", "large")):
+    for name, kept in (("disk, kept in git", "in_git"), ("disk, large files", "large")):
         sizes = [getattr(run, kept) for run in finished]
         yield name, sum(sizes) / len(sizes) if sizes else None
 
