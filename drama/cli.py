@@ -7,7 +7,9 @@ else.
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 
@@ -161,12 +163,13 @@ def evaluate(
 
 @app.command(rich_help_panel=PIPELINE)
 def report(results: options.Results, plan: options.PlanFolder = None) -> None:
-    """Write scores, figures and one page from a preset's runs.
+    """Write scores, figures and one page from a preset's runs, whenever one is finished.
 
     Reads the plan, `recipes/report.json`, and the runs and evaluations it names; writes to
-    `report/` in the same folder, and prints the table. Every planned run must be trained and
-    evaluated; a whole run of the same settings and of earlier code stands in for one that is not,
-    and is marked.
+    `report/` in the same folder, and prints the table. While planned runs are missing, the report
+    is of those that are trained and evaluated, says so, and names the others by how far they are.
+    A whole run of the same settings and of earlier code stands in for one that is missing, and is
+    marked.
     """
     from rich.console import Console
 
@@ -175,6 +178,8 @@ def report(results: options.Results, plan: options.PlanFolder = None) -> None:
     written = write_report(results, plan)
     console = Console()
     console.print(console_table(written))
+    for group in written.missing_by_state:
+        print(textwrap.fill(str(group), min(console.width, 100), subsequent_indent="  "))
     console.print(f"Report: {results / 'report' / 'index.html'}")
 
 
@@ -182,7 +187,11 @@ def report(results: options.Results, plan: options.PlanFolder = None) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def status(results: options.SeveralResults = None, watch: options.Seconds = None) -> None:
+def status(
+    results: options.SeveralResults = None,
+    watch: options.Seconds = None,
+    every: options.Every = False,
+) -> None:
     """Show how every planned run is getting on.
 
     Told from files alone, on whichever machine sees them. A run is
@@ -193,28 +202,57 @@ def status(results: options.SeveralResults = None, watch: options.Seconds = None
     - *trained*, or *done* when it is evaluated too, with that mean return instead of the last
       episode's;
     - *earlier code*, when a whole run of the same settings that other code made lies there.
-    """
-    from rich.console import Console
 
-    from drama.pipeline.artifacts.status import planned_results, read_statuses, remarks, table
+    Of more than 20 runs, those that failed, run, were lost or stopped come first, as many as there
+    is room for; the others are told together. With `--watch`, a terminal shows it in place, until
+    Ctrl-C; a pipe gets it again and again.
+    """
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    from drama.pipeline.artifacts.overview import ROWS, overview
+    from drama.pipeline.artifacts.status import planned_results, read_statuses
 
     console = Console(highlight=False)
-    while True:
+
+    def look() -> Group:
         folders = planned_results(results or [Path("results")])
-        plans = [(folder, read_statuses(folder)) for folder in folders]
-        if watch:
-            console.clear()
-        for folder, runs in plans:
-            console.print(f"{folder}")
-            console.print(table(runs))
-            for line in remarks(runs):
-                console.print(line, soft_wrap=True, markup=False)
-        if not watch:
-            return
-        try:
-            time.sleep(watch)
-        except KeyboardInterrupt:
-            return
+        rows = console.height if console.is_terminal else ROWS
+        return overview({folder: read_statuses(folder) for folder in folders}, rows, every=every)
+
+    if not watch:
+        console.print(look(), soft_wrap=True)
+        return
+    with suppress(KeyboardInterrupt):
+        if not console.is_terminal:
+            while True:
+                console.print(look(), soft_wrap=True)
+                console.print()
+                time.sleep(watch)
+        with Live(look(), console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                time.sleep(watch)
+                live.update(look(), refresh=True)
+
+
+@app.command(rich_help_panel=RESULTS)
+def campaign(results: options.PlannedResults = None) -> None:
+    """Say what a plan costs, how far it is, what runs where and when it ends.
+
+    Hours and disk are estimated from the plan's finished runs, hours otherwise from the speed of
+    those under way; before that they are not known, and no figure is given.
+    """
+    from datetime import datetime
+
+    from rich.console import Console
+
+    from drama.pipeline.artifacts.outlook import read_outlook, show
+    from drama.pipeline.artifacts.stages import results_folder
+    from drama.pipeline.config import load_experiment
+
+    if results is None:
+        results = Path(results_folder(load_experiment(project_file(EXPERIMENT))))
+    Console(highlight=False).print(show(read_outlook(results), datetime.now().astimezone()))
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -224,11 +262,13 @@ def check(
     mean_below: options.MeanBelow = None,
 ) -> None:
     """Hold a report's scores to a bound; exits with code 1 when it is missed."""
-    from drama.report import read_returns
+    from drama.report import read_partial, read_returns
 
     if at_least is None and mean_below is None:
         raise ConfigurationError("drama check: give a bound, --at-least or --mean-below")
     returns = read_returns(results)
+    if partial := read_partial(results):
+        print(f"A partial report: {partial}", file=sys.stderr)
     verdicts = [
         (f"{game} seed {seed}", value, at_least is None or value >= at_least)
         for game, seed, value in returns

@@ -120,6 +120,13 @@ SeveralResults = Annotated[
     typer.Argument(help="Results, such as results/xs; everything in results/ when left out."),
 ]
 
+PlannedResults = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A preset's results, such as results/xs; those of config/config.yaml when left out."
+    ),
+]
+
 # --- how a command works -------------------------------------------------------------------------
 
 Device = Annotated[
@@ -183,6 +190,7 @@ Seconds = Annotated[
         help="Show it anew after so many seconds, until Ctrl-C.",
     ),
 ]
+Every = Annotated[bool, typer.Option("--all", help="Show every run, however many there are.")]
 AtLeast = Annotated[
     float | None,
     typer.Option(

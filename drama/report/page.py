@@ -4,6 +4,9 @@ Everything is made in memory first, so that a run that cannot be read leaves an 
 was. Then the old stamp goes, the files are replaced one by one, and the new stamp is written last:
 a folder with a stamp holds one whole report. No file holds a time of writing, so the same inputs
 give the same bytes.
+
+A report can be made from the first whole run on. One that lacks planned runs is *partial*: it says
+so wherever a number stands, and its stamp has another name.
 """
 
 from __future__ import annotations
@@ -13,12 +16,11 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich import box
@@ -30,8 +32,10 @@ from drama.errors import reason
 from drama.files import canonical_json, replacing, write_json
 from drama.pipeline.config import no_plan
 from drama.pipeline.plans import read_plan
-from drama.report.aggregates import AGGREGATES, BOOTSTRAP_REPETITIONS, Aggregates, aggregate
+from drama.report.aggregates import AGGREGATES, BOOTSTRAP_REPETITIONS
+from drama.report.contents import Report, read_report
 from drama.report.figures import draw
+from drama.report.missing import seeds_per_game
 from drama.report.notes import notes
 from drama.report.scores import (
     DRAMA,
@@ -39,17 +43,14 @@ from drama.report.scores import (
     PROTOCOL_EPISODES,
     PROTOCOL_STEPS,
     TRAINING_EPISODES,
-    Baselines,
-    GameScore,
     ReportError,
     RunScore,
-    load_baselines,
     over_means,
     published_aggregates,
-    read_scores,
     scored,
 )
 from drama.report.words import count, duration, integer, interval, method_name, number, ratio, span
+from drama.runs.folder import locked
 
 EARLIER = "earlier code"
 
@@ -69,66 +70,22 @@ SCHEMA = pa.schema([
 `actions` says how those of `mean_return` were chosen; `different` and `truncated` are of its
 episodes. `greedy_return` and `sampled_return` are empty where that was not played.
 """
-
-
-@dataclass(frozen=True)
-class Report:
-    """A written report: where it is and what it says."""
-
-    path: Path  # index.html
-    stamp: Path
-    fingerprint: str  # of the plan
-    preset: str
-    reproduction: bool
-    games: tuple[GameScore, ...]
-    aggregates: Aggregates | None  # None when no game has published reference values
-    baselines: Baselines = field(repr=False)
-
-    @property
-    def runs(self) -> list[RunScore]:
-        """All runs, in the order of games."""
-        return [run for game in self.games for run in game.runs]
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What each of the report's documents says of where its numbers come from."""
-        return {"format": 1, "preset": self.preset, "reproduction": self.reproduction}
-
-    @property
-    def label(self) -> str | None:
-        """What must stand beside every number; None for runs of the full protocol."""
-        return None if self.reproduction else f"preset {self.preset}: not a reproduction"
+PARTIAL = pa.field("partial", pa.string())
+"""One more column, of partial reports alone: "37 of 130 runs" in every row."""
 
 
 def write_report(results: Path, recipes: Path | None = None) -> Report:
     """Write results/<preset>/report out of the runs that recipes/report.json lists.
 
     `results` is the folder results/<preset>, `recipes` another place of plan and recipes than
-    there, such as a campaign's. Raises ReportError, before anything is written, when
-    a run is missing or damaged.
+    there, such as a campaign's. One process at a time reads and writes there, so that
+    no two mix their files and the later one has seen more. Raises ReportError, before anything is
+    written, when a run is damaged or none is whole.
     """
-    plan = read_plan(results, recipes)
-    baselines = load_baselines()
-    games = read_scores(plan, baselines)
-    normalised = [
-        np.array([run.human_normalised_score for run in game.runs], dtype=np.float64)
-        for game in scored(games)
-    ]
-    folder = results / "report"
-    # The plan's own stamp would tell Snakemake that its runs are in the report.
-    current = all(run.current for game in games for run in game.runs)
-    stamp = f"report-{plan.fingerprint[:16]}{'' if current else '-earlier'}.json"
-    report = Report(
-        path=folder / "index.html",
-        stamp=folder / stamp,
-        fingerprint=plan.fingerprint,
-        preset=plan.preset,
-        reproduction=plan.complete_protocol,
-        games=games,
-        aggregates=aggregate(normalised) if normalised else None,
-        baselines=baselines,
-    )
-    _replace(report, _render(report))
+    read_plan(results, recipes)  # or its error, before a lock is left where no results are
+    with locked(results / "report"):
+        report = read_report(results, recipes)
+        _replace(report, _render(report))
     return report
 
 
@@ -137,6 +94,18 @@ def read_returns(results: Path) -> list[tuple[str, int, float]]:
 
     Raises ReportError when there is no report, ConfigurationError when there are no results.
     """
+    return _written(results)[0]
+
+
+def read_partial(results: Path) -> str | None:
+    """How many of the planned runs the report of results/<preset> shows; None when it shows all.
+
+    Raises as `read_returns`.
+    """
+    return _written(results)[1]
+
+
+def _written(results: Path) -> tuple[list[tuple[str, int, float]], str | None]:
     path = results / "report" / "scores.parquet"
     if not (path.is_file() or (results / "recipes" / "report.json").is_file()):
         raise no_plan(results)
@@ -144,7 +113,8 @@ def read_returns(results: Path) -> list[tuple[str, int, float]]:
         rows = pq.read_table(path).to_pylist()
         if not rows:
             raise ValueError("it lists no run")
-        return [(row["game"], row["seed"], float(row["mean_return"])) for row in rows]
+        returns = [(row["game"], row["seed"], float(row["mean_return"])) for row in rows]
+        return returns, rows[0].get(PARTIAL.name)
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise ReportError(f"{path}: no scores there ({reason(error)}). `drama report {results}` "
                           "writes them") from None  # fmt: skip
@@ -153,7 +123,10 @@ def read_returns(results: Path) -> list[tuple[str, int, float]]:
 def console_table(report: Report) -> Table:
     """The scores as a table for a terminal of 80 columns: a row per game, then the aggregates."""
     seeds = span([len(game.runs) for game in report.games])
-    title = f"Drama: {count(len(report.games), 'game')}, {seeds} seed{'s' * (seeds != '1')} each"
+    games = count(len(report.games), "game")
+    if report.missing:
+        games = f"{len(report.games)} of {count(report.planned_games, 'game')}"
+    title = f"Drama: {games}, {seeds} seed{'s' * (seeds != '1')} each"
     if report.label:
         title += f"\n[bold red]{escape(report.label)}[/]"
     beside = _beside(report.runs)
@@ -194,10 +167,10 @@ def console_table(report: Report) -> Table:
 def _render(report: Report) -> dict[str, bytes]:
     """Every file of the report but the stamp, by its path in the report's folder."""
     figures = dict(draw(report.games, report.baselines, report.aggregates, report.label))
-    rows = _rows(report)
+    rows, schema = _rows(report), _schema(report)
     files = {f"figures/{name}": text.encode() for name, text in figures.items()}
-    files["scores.csv"] = _csv(rows)
-    files["scores.parquet"] = _parquet(rows, report)
+    files["scores.csv"] = _csv(rows, schema)
+    files["scores.parquet"] = _parquet(rows, schema)
     files["aggregates.json"] = canonical_json(_aggregates_document(report)).encode()
     files["metrics.json"] = canonical_json(_metrics_document(report)).encode()
     context = _context(report, set(figures))
@@ -228,8 +201,8 @@ def _context(report: Report, figures: set[str]) -> dict[str, Any]:
         "all_games": len(counted) == len(baselines.games), "fingerprint": report.fingerprint,
         "single_source": [game for game in counted if game in baselines.single_source],
         "unpublished": [m for methods in FAMILIES.values() for m in methods if m not in shown],
-        "notes": notes(games, baselines), "repetitions": BOOTSTRAP_REPETITIONS,
-        "scored_by": _scored_by(runs), "beside": _beside(runs),
+        "notes": [*_uneven(report), *notes(games, baselines)], "repetitions": BOOTSTRAP_REPETITIONS,
+        "over": _over(report), "scored_by": _scored_by(runs), "beside": _beside(runs),
         "training_episodes": TRAINING_EPISODES,
         "seeds": span([len(game.runs) for game in games]),
         "steps": span([run.steps for run in runs]),
@@ -239,6 +212,24 @@ def _context(report: Report, figures: set[str]) -> dict[str, Any]:
         "DRAMA": DRAMA, "EARLIER": EARLIER,
         "title": f"Drama on {'Atari 100k' if counted else ', '.join(g.game for g in games)}",
     }  # fmt: skip
+
+
+def _over(report: Report) -> str:
+    """Which games and runs the aggregates are over: "8 of 26 games and 37 of 130 runs"."""
+    if report.aggregates is None:
+        return ""
+    games, runs = report.aggregates.games, report.aggregates.runs
+    if not report.missing:
+        return f"{count(games, 'game')} and {count(runs, 'run')}"
+    planned = [run.game for run in report.planned if run.game in report.baselines.games]
+    all_games, all_runs = count(len({*planned}), "game"), count(len(planned), "run")
+    return f"{games} of {all_games} and {runs} of {all_runs}"
+
+
+def _uneven(report: Report) -> list[str]:
+    """Over which seeds a partial report goes, where games differ in them."""
+    uneven = len({len(game.runs) for game in report.games}) > 1
+    return [f"So far {seeds_per_game(report.games)}."] if report.missing and uneven else []
 
 
 def _scored_by(runs: Sequence[RunScore]) -> str:
@@ -283,14 +274,21 @@ def _rows(report: Report) -> list[dict[str, Any]]:
             "random": baselines.random.get(run.game),
             "human": baselines.human.get(run.game),
             "drama_published": baselines.published(DRAMA, run.game),
+            **({"partial": report.partial} if report.partial else {}),
         }
         for run in report.runs
     ]
 
 
-def _csv(rows: list[dict[str, Any]]) -> bytes:
+def _schema(report: Report) -> pa.Schema:
+    origin = report.origin | {"fingerprint": report.fingerprint}
+    schema = SCHEMA.append(PARTIAL) if report.partial else SCHEMA
+    return schema.with_metadata({b"drama": json.dumps(origin, sort_keys=True).encode()})
+
+
+def _csv(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, SCHEMA.names, lineterminator="\n")
+    writer = csv.DictWriter(buffer, schema.names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         words = {name: str(v).lower() for name, v in row.items() if isinstance(v, bool)}
@@ -298,9 +296,7 @@ def _csv(rows: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def _parquet(rows: list[dict[str, Any]], report: Report) -> bytes:
-    origin = report.origin | {"fingerprint": report.fingerprint}
-    schema = SCHEMA.with_metadata({b"drama": json.dumps(origin, sort_keys=True).encode()})
+def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
     return buffer.getvalue()
@@ -328,7 +324,7 @@ def _metrics_document(report: Report) -> dict[str, Any]:
     found = asdict(report.aggregates) if report.aggregates else {}
     aggregates = {name: found[name]["value"] for name, _ in AGGREGATES if name in found}
     games = {game.game: game.human_normalised_score for game in report.games}
-    return {**aggregates, "human_normalised_score": games}
+    return {**aggregates, "human_normalised_score": games, **report.counts}
 
 
 def _replace(report: Report, files: dict[str, bytes]) -> None:

@@ -177,15 +177,17 @@ def load_baselines() -> Baselines:
 
 
 def read_scores(plan: Plan, baselines: Baselines) -> tuple[GameScore, ...]:
-    """Read every planned run's score, grouped by game, in the plan's order of games.
+    """Read the score of every whole run, grouped by game, in the plan's order of games.
 
-    Raises ReportError naming every run that is missing or damaged and the command that makes it.
+    A run that is not both trained and evaluated is left out, and so is a game without any other.
+    Raises ReportError naming every run that is damaged and the command that makes it.
     """
     games: dict[str, list[RunScore]] = {run.game: [] for run in plan.runs}
     problems = []
     for run in plan.runs:
         try:
-            games[run.game].append(read_run(*_at_hand(run), baselines))
+            if at_hand := _at_hand(run):
+                games[run.game].append(read_run(*at_hand, baselines))
         except ReportError as error:
             problems.append(str(error))
     if problems:
@@ -194,7 +196,7 @@ def read_scores(plan: Plan, baselines: Baselines) -> tuple[GameScore, ...]:
         raise ReportError(
             f"{len(problems)} of {len(plan.runs)} runs cannot be reported on:\n{shown}{more}"
         )
-    return tuple(_game_score(game, runs, baselines) for game, runs in games.items())
+    return tuple(_game_score(game, runs, baselines) for game, runs in games.items() if runs)
 
 
 def _game_score(game: str, runs: list[RunScore], baselines: Baselines) -> GameScore:
@@ -206,7 +208,7 @@ def _game_score(game: str, runs: list[RunScore], baselines: Baselines) -> GameSc
 def read_run(planned: PlannedRun, current: bool, baselines: Baselines) -> RunScore:
     """Read one run's record and evaluation.
 
-    Raises ReportError when either is missing, damaged or belongs to another run.
+    Raises ReportError when either is damaged or belongs to another run.
     """
     record = _read_record(planned)
     evaluation = _read_evaluation(planned)
@@ -239,29 +241,30 @@ def read_run(planned: PlannedRun, current: bool, baselines: Baselines) -> RunSco
     )
 
 
-def _at_hand(planned: PlannedRun) -> tuple[PlannedRun, bool]:
-    """Return the planned run and True, or a whole run of earlier code in its place and False."""
+def _at_hand(planned: PlannedRun) -> tuple[PlannedRun, bool] | None:
+    """Return the planned run and True, or a whole run of earlier code in its place and False.
+
+    None where neither is trained and evaluated.
+    """
     if planned.record.is_file() and planned.evaluation.is_file():
         return planned, True
     run = planned.fingerprint
     if not planned.record.is_file():
         made = earlier_run(planned.folder, planned.recipe)
         if made is None:
-            return planned, True
+            return None
         run = made.fingerprint
     noted = noted_evaluation(planned.folder)
     if noted is None:
-        return planned, True
+        return None
     return replace(planned, fingerprint=run, evaluation_fingerprint=noted.fingerprint), False
 
 
 def _read_record(planned: PlannedRun) -> Record:
     path = planned.record
-    if not path.is_file():
-        raise _problem(planned, f"has not finished training ({path} is missing)", "train")
     try:
         record = Record.model_validate_json(path.read_bytes())
-    except ValueError as error:  # ValidationError is one
+    except (OSError, ValueError) as error:  # ValidationError is one
         what = f"has an unreadable record, {path} ({reason(error)}); remove it"
         raise _problem(planned, what, "train") from error
     if (found := record.fingerprint) != planned.fingerprint:
@@ -271,8 +274,6 @@ def _read_record(planned: PlannedRun) -> Record:
 
 def _read_evaluation(planned: PlannedRun) -> Evaluation:
     path = planned.evaluation
-    if not path.is_file():
-        raise _problem(planned, f"has not been evaluated ({path} is missing)", "evaluate")
     try:
         found = read_noted(path)
     except EvaluationDamaged as error:

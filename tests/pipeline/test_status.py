@@ -15,7 +15,8 @@ from report_files import write_evaluation
 
 from drama.errors import ConfigurationError
 from drama.files import canonical_json, sha256_file, sha256_text, write_json, write_text
-from drama.pipeline.artifacts.status import planned_results, read_statuses, remarks
+from drama.pipeline.artifacts.overview import remarks
+from drama.pipeline.artifacts.status import planned_results, read_statuses
 from drama.pipeline.plans import PlannedRun, plan_text
 from drama.runs.folder import locked
 
@@ -209,11 +210,28 @@ def test_every_preset_with_a_plan_is_shown_unless_one_is_named(results: Path) ->
     plan(results.parent / "quick", [("Pong", 0)])
     plan(results.parent / "learn/catch", [("Catch8", 0)])
     assert [line for line in shown(results) if line.startswith("results")] == [
+        "results/learn/catch",
         "results/quick",
         "results/xs",
     ]
     assert shown(results, "results/xs")[0] == "results/xs"
     assert shown(results, "results/learn")[0] == "results/learn/catch"
+
+
+def test_results_are_found_three_folders_below_and_not_among_the_runs(results: Path) -> None:
+    above = results.parent
+    inner = [above / name for name in ("a/b/c", "xs/inner", "learn/catch", "learn")]
+    hidden = [
+        above / name
+        for name in ("a/b/c/d", "xs/runs/Pong", "xs/superseded/x", "xs/logs", "xs/runs/replay",
+                     "campaigns/x", "xs/campaigns/x", ".cache")
+    ]  # fmt: skip
+    for place in (*inner, *hidden):
+        plan(place, [("Pong", 0)])
+    assert planned_results([above]) == sorted([*inner, results])
+    # The same, named twice, is shown once; what is named itself is found whatever it is called.
+    assert planned_results([above, results])[-1] == above / "xs/inner"
+    assert planned_results([above / "campaigns/x"]) == [above / "campaigns/x"]
 
 
 def test_a_place_without_a_plan_is_refused(tmp_path: Path) -> None:
@@ -230,7 +248,7 @@ def test_a_plan_that_cannot_be_read_is_named(results: Path) -> None:
 def test_what_goes_into_a_pipe_is_plain_and_fits(results: Path) -> None:
     plan(results, [("ChopperCommand", seed) for seed in range(4, 44)])
     live(results, "running", step=99_999)
-    lines = shown(results)
+    lines = shown(results, "--all")
     assert len(lines) == 43
     assert "\x1b" not in "".join(lines)
     assert max(map(len, lines)) <= 80

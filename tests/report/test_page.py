@@ -351,7 +351,7 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None
     results = write_results(tmp_path / "quick", {"Catch8": [[1.0]]})
     report = write_report(results)
     before = contents(report.path.parent)
-    next((results / "runs").rglob("evaluation-*.parquet")).unlink()
+    next((results / "runs").rglob("evaluation-*.parquet")).write_bytes(b"")
     with pytest.raises(ReportError, match=r"drama evaluate .*Catch8/seed0\.json"):
         write_report(results)
     assert contents(report.path.parent) == before

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table
-from rich.text import Text
 
 from drama.pipeline.artifacts.evaluations import EvaluationDamaged, read_noted
 from drama.pipeline.config import no_plan
@@ -32,10 +30,17 @@ SILENCE = 120.0
 TAIL = 4096
 """Bytes at a log's end among which its last line is looked for."""
 
+BELOW = 3
+"""Folders below a place that results are looked for in: results/learn/catch/ lies two below."""
+
+OTHERS = ("recipes", "runs", "report", "superseded", "logs", "replay", "campaigns")
+"""Folders of results that hold no results themselves, and many files."""
+
 COLOURS = {
     "waiting": "dim", "running": "cyan", "stopped": "yellow", "lost": "yellow",
     "trained": "blue", "done": "green", "earlier code": "green", "failed": "red",
 }  # fmt: skip
+"""Every state of a run, and how it is coloured."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class RunStatus:
             without a word, resumable as well; trained; done, when it is evaluated too; earlier
             code, when a whole run of the same settings and of earlier code lies there; failed.
         step: agent steps done, None before the first.
-        total_steps: agent steps to do.
+        total_steps: agent steps to do; None where neither the run nor its recipe says.
         steps_per_second: lately, None when it is not running.
         last_return: of the last training episode; the evaluation's mean when it is done.
         detail: for a failed run, the last line of its log.
@@ -68,22 +73,30 @@ class RunStatus:
 
 
 def planned_results(places: Sequence[Path]) -> list[Path]:
-    """Return the results folders that hold a plan: the places themselves, or what lies in them.
+    """Return the results folders that hold a plan: the places themselves, and those below them.
 
     Raises:
         ConfigurationError: when a place has none.
     """
     found: list[Path] = []
     for place in places:
-        here = sorted(
-            path.parents[1]
-            for depth in ("", "*/")
-            for path in place.glob(f"{depth}recipes/report.json")
-        )
+        here = list(_results_below(place, BELOW))
         if not here:
             raise no_plan(place)
         found += here
     return list(dict.fromkeys(found))
+
+
+def _results_below(place: Path, depth: int) -> Iterator[Path]:
+    if (place / "recipes" / "report.json").is_file():
+        yield place
+    if not depth or not place.is_dir():
+        return
+    with os.scandir(place) as entries:
+        names = [entry.name for entry in entries if entry.is_dir()]
+    for name in sorted(names):
+        if name not in OTHERS and not name.startswith("."):
+            yield from _results_below(place / name, depth - 1)
 
 
 def read_statuses(results: Path) -> list[RunStatus]:
@@ -92,10 +105,24 @@ def read_statuses(results: Path) -> list[RunStatus]:
     Raises:
         ConfigurationError: when the plan cannot be read.
     """
-    return [_status(run) for run in read_plan(results).runs]
+    return [read_status(run) for run in read_plan(results).runs]
 
 
-def _status(run: PlannedRun) -> RunStatus:
+def read_status(run: PlannedRun) -> RunStatus:
+    """Return how a run is getting on."""
+    return _status(run, alive=_is_alive)
+
+
+def as_written(run: PlannedRun) -> RunStatus:
+    """Return how a run is getting on by its files alone, so that the same files say the same.
+
+    Neither locks nor the clock are looked at: a run that was killed while it was running is running
+    still, since that is what it wrote last.
+    """
+    return _status(run, alive=lambda *_: True)
+
+
+def _status(run: PlannedRun, alive: Callable[[Path, str], bool]) -> RunStatus:
     logs = run.results / "logs" / run.game / f"seed{run.seed}"
     live = _live(run.folder / STATUS, run.fingerprint)
     found = RunStatus(
@@ -121,11 +148,22 @@ def _status(run: PlannedRun) -> RunStatus:
         log = _last_line(logs / f"train-{run.fingerprint[:SHORT]}.log")
         return replace(found, detail=log or str(live.get("message", "")))
     if found.state in ("running", "done"):  # a record is written a moment after the last step
-        if not _is_alive(run.folder, str(live.get("updated", ""))):
+        if not alive(run.folder, str(live.get("updated", ""))):
             return replace(found, state="lost")
         rate = float(live.get("steps_per_second") or 0) or None
         return replace(found, state="running", steps_per_second=rate)
+    if found.total_steps is None:
+        return replace(found, total_steps=planned_steps(run.recipe))
     return found
+
+
+def planned_steps(recipe: Path) -> int | None:
+    """Return the agent steps that a recipe asks for; None when it does not say."""
+    try:
+        settings = json.loads(recipe.read_bytes())["settings"]
+        return int(settings["training"]["total_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _live(path: Path, fingerprint: str) -> dict[str, Any]:
@@ -178,42 +216,24 @@ def _last_line(path: Path) -> str:
 # --- for people ----------------------------------------------------------------------------------
 
 
-def table(runs: Sequence[RunStatus]) -> Table:
-    """Return the runs as a table that fits 80 columns."""
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("Game", "Seed", "State", "Step", "Steps/s", "Time left", "Return"):
-        words = name in ("Game", "State")
-        shown.add_column(name, justify="left" if words else "right", no_wrap=True)
-    for run in runs:
-        rate, last = run.steps_per_second, run.last_return
-        shown.add_row(
-            run.game,
-            str(run.seed),
-            Text(run.state, COLOURS.get(run.state, "")),
-            "" if run.step is None else f"{run.step}/{run.total_steps}",
-            "" if rate is None else f"{rate:.1f}",
-            _time_left(run),
-            "" if last is None else f"{last:g}" if float(last).is_integer() else f"{last:.1f}",
-        )
-    return shown
+def counted(runs: Sequence[RunStatus]) -> str:
+    """Return how many runs there are, and how many in each state."""
+    found = Counter(run.state for run in runs)
+    states = ", ".join(f"{found[state]} {state}" for state in COLOURS if found[state])
+    return f"{plural(len(runs), 'run')}: {states}"
 
 
-def _time_left(run: RunStatus) -> str:
-    if not run.steps_per_second or run.step is None or run.total_steps is None:
-        return ""
-    minutes = round((run.total_steps - run.step) / run.steps_per_second / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 run, 2 runs."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def remarks(runs: Sequence[RunStatus]) -> Iterator[str]:
-    """Yield what went wrong, a line each, and last how many runs there are of each kind."""
-    for run in runs:
-        if run.detail:
-            what = "failed" if run.state == "failed" else "not evaluated"
-            yield f"{run.game} seed {run.seed} {what}: {run.detail}"
-    earlier = Counter(run.commit for run in runs if run.commit)
-    for commit, count in earlier.items():
-        yield f"{count} run{'s' * (count != 1)} of earlier code, commit {commit}"
-    counted = Counter(run.state for run in runs)
-    states = ", ".join(f"{counted[state]} {state}" for state in COLOURS if counted[state])
-    yield f"{len(runs)} run{'s' * (len(runs) != 1)}: {states}"
+def duration(seconds: float) -> str:
+    """Return a time for reading: in minutes below an hour, in days from two days on."""
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
