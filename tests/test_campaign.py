@@ -149,7 +149,7 @@ def test_the_report_can_follow_every_game(tmp_path: Path) -> None:
     )
     assert "Writing the report after Boxing" in output
     assert "Writing the report after everything" in output
-    assert not project.results("logs/*.done")
+    assert not list((project.root / ".snakemake").glob("reported*"))
     assert project.planned() == set()
 
 

@@ -8,6 +8,7 @@
 import sys
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 from snakemake.settings.types import DeploymentMethod
 
@@ -65,6 +66,8 @@ container: CAMPAIGN.document.image
 
 RUN = f"{CAMPAIGN.results}/runs/{{game}}/seed{{seed}}"
 LOGS = f"{CAMPAIGN.results}/logs"
+# Tells Snakemake that this call has written the report; of no use to any other call.
+REPORTED = f".snakemake/reported-{uuid4().hex}-{{what}}"
 LOG = f"{LOGS}/{{game}}/seed{{seed}}"
 DEVICE, BACKEND = CAMPAIGN.document.device, CAMPAIGN.document.backend
 # GPUs here; a job takes one when there is one. A cluster's profile says for itself what jobs take.
@@ -97,10 +100,7 @@ def goals(wildcards):
     made = [
         place(run) for run in runs for place in (CAMPAIGN.record, CAMPAIGN.evaluation)
     ]
-    done = [
-        f"{LOGS}/report-{CAMPAIGN.folder.name}-{what}.done" for what in CAMPAIGN.reports
-    ]
-    return local([*made, *done])
+    return local([*made, *(REPORTED.format(what=what) for what in CAMPAIGN.reports)])
 
 
 def reported(wildcards):

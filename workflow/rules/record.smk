@@ -8,9 +8,16 @@ RECORD = (
 )
 
 
-onsuccess:
+def finish():
+    """Record what is whole, and forget that a report was written."""
     shell(RECORD)
+    for file in Path().glob(REPORTED.format(what="*")):
+        file.unlink()
+
+
+onsuccess:
+    finish()
 
 
 onerror:
-    shell(RECORD)
+    finish()

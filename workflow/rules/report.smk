@@ -1,8 +1,7 @@
 # Needs: the runs and evaluations that this call makes: all of them, or with `report_after: game`
 #        also those of one game.
 # Makes: the report's pages, tables and figures, of what there is by then. report-<fingerprint>.json
-#        in the report's folder says that it shows the whole plan; the file named here only tells
-#        Snakemake that the command was given, and is removed.
+#        in the report's folder says that it shows the whole plan.
 
 
 rule report:
@@ -10,7 +9,7 @@ rule report:
     input:
         ancient(reported),
     output:
-        temp(local(touch(f"{LOGS}/report-{CAMPAIGN.folder.name}-{{what}}.done"))),
+        local(touch(REPORTED)),
     log:
         local(f"{LOGS}/report-{{what}}.log"),
     wildcard_constraints:
