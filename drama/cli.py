@@ -229,10 +229,14 @@ def status(
                 console.print(look(), soft_wrap=True)
                 console.print()
                 time.sleep(watch)
-        with Live(look(), console=console, screen=True, auto_refresh=False) as live:
+        live = Live(look(), console=console, screen=True, auto_refresh=False)
+        try:  # not `with`, which would not put back a screen that Ctrl-C meets while it is set up
+            live.start(refresh=True)
             while True:
                 time.sleep(watch)
                 live.update(look(), refresh=True)
+        finally:
+            live.stop()
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -59,7 +59,15 @@ def test_check_asks_for_a_bound_and_a_report(drama: Command, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "command",
-    [["report"], ["check", "--at-least", "1"], ["status"], ["verify"], ["export"], ["record"]],
+    [
+        ["report"],
+        ["check", "--at-least", "1"],
+        ["status"],
+        ["campaign"],
+        ["verify"],
+        ["export"],
+        ["record"],
+    ],
     ids=" ".join,
 )
 @pytest.mark.parametrize(("place", "said"), [("README.md", "a file"), ("nowhere", "not found"),

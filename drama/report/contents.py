@@ -20,7 +20,7 @@ from drama.report.scores import (
     read_scores,
     scored,
 )
-from drama.report.words import count
+from drama.report.words import SEPARATOR, count
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Report:
     def label(self) -> str | None:
         """What must stand beside every number; None for all runs of the full protocol."""
         protocol = None if self.complete_protocol else f"preset {self.preset}: not a reproduction"
-        return " · ".join(filter(None, (protocol, self.partial))) or None
+        return SEPARATOR.join(filter(None, (protocol, self.partial))) or None
 
 
 def read_report(results: Path, recipes: Path | None = None) -> Report:

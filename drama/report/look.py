@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from drama.report.words import typeset
+from drama.report.words import SEPARATOR, typeset
 
 INK, MUTED, GRID = "#1f2328", "#656d76", "#d8dee4"
 OURS, DRAMA_COLOUR, HUMAN, OTHER = "#0072b2", "#d55e00", "#009e73", "#8c959f"
@@ -46,12 +46,13 @@ def report_style() -> AbstractContextManager[None]:
 
 
 def add_title(figure: Figure, text: str, label: str | None, size: float = 11) -> None:
+    """Write a figure's title, and across from it what the runs are not, a line for each thing."""
     inch = 1 / figure.get_figheight()
     left = 0.06 / figure.get_figwidth()
     figure.text(left, 1 - 0.1 * inch, text, size=size, weight="bold", va="top")
     if label:
-        figure.text(1 - left, 1 - 0.12 * inch, label, size=8, weight="bold", va="top", ha="right",
-                    color=DRAMA_COLOUR)  # fmt: skip
+        figure.text(1 - left, 1 - 0.12 * inch, label.replace(SEPARATOR, "\n"), size=8,
+                    weight="bold", va="top", ha="right", color=DRAMA_COLOUR)  # fmt: skip
 
 
 def say_no_data(axis: Axes, text: str) -> None:

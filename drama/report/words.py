@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from drama.report.aggregates import Estimate
 
 DASH = "\u2013"
+SEPARATOR = " · "
+"""Between the parts of a label."""
 
 
 def typeset(text: str) -> str:

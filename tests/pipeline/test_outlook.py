@@ -197,13 +197,13 @@ def test_a_campaign_of_many_hosts_fits_80_columns_and_25_lines() -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """Four runs of 600 steps; Boxing's are not begun."""
+    """Four runs of 600 steps, one without a recipe; Boxing's are not begun."""
     results = write_results(tmp_path / "quick", {"Pong": [[1.0]] * 2, "Boxing": [[1.0]] * 2})
     for path in results.glob("runs/Boxing/*/*"):
         path.unlink()
-    for seed in (0, 1):
+    for run in ("Boxing/seed0", "Boxing/seed1", "Pong/seed0"):
         settings = {"training": {"total_steps": 600}}
-        write_json(results / f"recipes/Boxing/seed{seed}.json", {"settings": settings})
+        write_json(results / f"recipes/{run}.json", {"settings": settings})
     return results
 
 
@@ -226,7 +226,7 @@ def test_what_finished_runs_left_is_read_from_their_records(results: Path) -> No
     assert (first.device, first.steps, first.seconds, first.large) == ("cpu", 600, 3725.0, 75_000)
     assert (second.seconds, second.large) == (3726.0, 0)
     assert first.in_git == sum(path.stat().st_size for path in folder.iterdir())
-    assert [run.total_steps for run in outlook.runs] == [None, None, 600, 600]
+    assert [run.total_steps for run in outlook.runs] == [600, None, 600, 600]
     assert [run.state for run in outlook.left] == ["waiting"] * 2
 
 

@@ -177,6 +177,9 @@ def test_one_run_is_enough(tmp_path: Path) -> None:
     report = write_report(results)
     assert report.label == "preset quick: not a reproduction · 1 of 12 runs"
     assert report.aggregates is None and "Catch8" in printed(report)
+    figure = (report.path.parent / "figures/returns-Catch8.svg").read_text(encoding="utf-8")
+    lines = re.findall(r"<text[^>]*>([^<]* (?:runs|reproduction))<", figure)
+    assert lines == ["preset quick: not a reproduction", "1 of 12 runs"], "a line each fits"
     assert [str(group) for group in report.missing_by_state] == [
         "11 waiting: Krull, Boxing, Pong, Catch8 (seeds 0, 2)"
     ]
