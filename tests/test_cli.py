@@ -276,11 +276,15 @@ def test_a_device_that_is_not_there_is_explained(
     ],
 )
 def test_a_backend_that_cannot_be_used_is_explained(
-    drama: Command, backend: str, said: str
+    drama: Command, workspace: Workspace, backend: str, said: str
 ) -> None:
     drama("plan")
     code, _, errors = drama("train", RECIPE, "--device", "cpu", "--backend", backend)
     assert code == 2 and said in errors and "Traceback" not in errors
+    if status := [path for path in workspace.tree() if path.endswith("status.json")]:
+        found = json.loads((workspace.root / status[0]).read_text(encoding="utf-8"))
+        assert found["state"] == "failed" and found["permanent"] and said in found["message"]
+    assert len(status) == (backend == "mamba_ssm"), "only what a run was asked for is its failure"
 
 
 def test_plan_says_when_a_run_of_earlier_code_lies_there(
