@@ -314,6 +314,26 @@ def test_a_whole_run_keeps_its_place_until_another_begins(
     assert code == 0 and "set aside to results/tiny/superseded/" in errors
 
 
+def test_a_recipe_that_was_edited_by_hand_trains_and_says_that_it_is_not_planned(
+    drama: Command, workspace: Workspace
+) -> None:
+    def errors() -> str:
+        return drama("train", RECIPE, "--device", "cpu", "--backend", "mamba_ssm")[2]
+
+    said = f"{RECIPE}: not the recipe that was planned (run "
+    drama("plan")
+    planned = (workspace.root / RECIPE).read_text(encoding="utf-8")
+    assert said not in errors()
+    recipe = json.loads(planned)
+    recipe["settings"]["behaviour"]["horizon"] = 2
+    write_json(workspace.root / RECIPE, recipe)
+    found = errors()
+    assert found.count(said) == 1 and "`drama plan --set section.key=value`" in found
+    assert found.index(said) < found.index("mamba_ssm needs a CUDA GPU"), "and it goes on"
+    (workspace.root / "results/tiny/recipes/report.json").unlink()
+    assert said not in errors()
+
+
 def test_a_run_that_another_process_works_on_is_waited_for(
     drama: Command, workspace: Workspace
 ) -> None:

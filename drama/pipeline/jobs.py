@@ -17,7 +17,7 @@ from drama.agent.settings import Backend
 from drama.agent.training.loop import train
 from drama.agent.training.resumable import TrainingFailed
 from drama.agent.training.runtime import Runtime
-from drama.errors import FAILED_FOR_GOOD, DramaError
+from drama.errors import FAILED_FOR_GOOD, ConfigurationError, DramaError
 from drama.pipeline.artifacts.agents import agent_of
 from drama.pipeline.artifacts.evaluations import note_evaluation, read_noted
 from drama.pipeline.artifacts.image import running_digest
@@ -26,6 +26,7 @@ from drama.pipeline.artifacts.store import fetch
 from drama.pipeline.config import read_recipe_text
 from drama.pipeline.fingerprints import Choices, run_code
 from drama.pipeline.history import earlier_run
+from drama.pipeline.plans import read_plan
 from drama.pipeline.recipes import (
     EvaluationFiles,
     RunFiles,
@@ -108,6 +109,8 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
             say(f"{run.record}: this run is whole already")
             return
         _check_taken_over(run)
+        if orphan := unplanned(run):
+            say(orphan)
         with _noting_failure(run):
             _train_and_record(run, runtime)
 
@@ -146,6 +149,23 @@ def _noting_failure(run: RunFiles) -> Iterator[None]:
             with suppress(OSError):  # a full disk must not hide the error
                 Status.failed(run.folder / STATUS, run.fingerprint, steps, error)
         raise
+
+
+def unplanned(run: RunFiles) -> str:
+    """Say that a run is another one than was planned for its game and seed; nothing if it is not.
+
+    So it is when a recipe was edited by hand.
+    """
+    with suppress(ConfigurationError):  # no plan beside it
+        for planned in read_plan(run.folder.parents[2]).runs:
+            key = planned.game, planned.seed
+            if key == (run.recipe.game, run.recipe.seed) and planned.fingerprint != run.fingerprint:
+                return (
+                    f"{run.path}: not the recipe that was planned (run {run.fingerprint[:SHORT]}, "
+                    f"planned {planned.fingerprint[:SHORT]}), so Snakemake and `drama status` do "
+                    "not know this run; `drama plan --set section.key=value` plans such a run"
+                )
+    return ""
 
 
 def _check_taken_over(run: RunFiles) -> None:

@@ -30,6 +30,9 @@ VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", 
 KERNELS = ("mamba-ssm", "causal-conv1d", "triton")
 """Of the sequence backend mamba_ssm; only the CUDA image has them."""
 
+GIT = ("git", "-c", "safe.directory=*")
+"""Git that also answers about a checkout of another user, whose code runs here anyway."""
+
 TRACKED = ("ls-files", "--error-unmatch", "--full-name", "__init__.py")
 """Git's arguments for the package's place in a repository that keeps it; an error in others."""
 
@@ -196,11 +199,17 @@ def git_commit() -> str | None:
     try:
         place, commit, changes = (
             subprocess.run(
-                ["git", *arguments], cwd=code, capture_output=True, text=True, check=True
+                [*GIT, *arguments], cwd=code, capture_output=True, text=True, check=True
             ).stdout.strip()
             for arguments in (TRACKED, ("rev-parse", "HEAD"), CHANGES)
         )
-    except (OSError, subprocess.CalledProcessError):  # no git here, no repository, or not in it
+    except (OSError, subprocess.CalledProcessError) as error:  # no git, no repository, not in it
+        if "dubious ownership" in (getattr(error, "stderr", None) or ""):
+            _say(
+                f"{code}: the commit is not recorded, since this git does not answer about a "
+                "checkout of another user; `git config --global --add safe.directory "
+                f"{code.parent}` lets it"
+            )
         return None
     if place != "drama/__init__.py":  # a repository of somebody else, who keeps a copy in it
         return None
