@@ -139,6 +139,7 @@ class Executor(SlurmExecutor):
             )
             self._behind[name] = left.number
         self._submit(job)
+        self._behind.pop(name, None)
 
     def _go_on_with(self, job: Any, queued: QueuedJob, whence: str) -> None:
         """Take over a job that is in the queue."""

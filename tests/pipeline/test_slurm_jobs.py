@@ -146,6 +146,27 @@ def test_a_job_that_is_in_the_queue_all_the_same_is_taken_over(cluster: Cluster,
     assert cluster.reported == [("submitted", "5")] and cluster.submissions == 1
 
 
+def test_a_job_stays_behind_another_while_sbatch_is_tried_and_not_in_its_next_attempt(
+    cluster: Cluster, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: list[str] = []
+    submit = slurm.SlurmExecutor.run_job
+    monkeypatch.setattr(slurm.SlurmExecutor, "get_partition_arg", lambda executor, job: "-p gpu")
+
+    def note(executor: Any, job: Job) -> None:
+        options.append(executor.get_partition_arg(job))
+        submit(executor, job)
+
+    monkeypatch.setattr(slurm.SlurmExecutor, "run_job", note)
+    left = slurm.QueuedJob("4", "rule_train_wildcards_Pong_0_other")
+    cluster.executor._left = {"Pong-0-train": left}
+    cluster.answers = [TIMED_OUT, None, None]
+    cluster.executor.run_job(job)
+    cluster.executor.run_job(job)
+    plain = "-p gpu --job-name=Pong-0-train"
+    assert options == [f"{plain} --dependency=afterany:4"] * 2 + [plain]
+
+
 def test_nothing_is_submitted_while_squeue_does_not_answer(
     cluster: Cluster, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
