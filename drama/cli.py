@@ -1,7 +1,7 @@
 """The `drama` command: parses, calls, reports errors; nothing else.
 
-Exit codes: 0 done, 2 wrong usage or configuration, 75 stopped on request and resumable, 1 anything
-else.
+Exit codes: 0 done, 2 wrong usage or configuration, 3 failed and would again (a loss that is not
+finite, a damaged file of the run), 75 stopped on request and resumable, 1 anything else.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def about(version: options.Version = False) -> None:
 
     Snakemake gives the same commands for many runs.
 
-    Exit codes: 0 done, 2 wrong usage or configuration, 75 stopped on request (the same command
-    goes on), 1 anything else.
+    Exit codes: 0 done, 2 wrong usage or configuration, 3 failed and would again (a loss that is not
+    finite, a damaged file of the run), 75 stopped on request (the same command goes on), 1 anything
+    else.
     """
 
 

@@ -18,6 +18,10 @@ WORDS = {
 """What the system's errors are called to people; the others by the system's own words."""
 
 
+WRONG_USE, FAILED_FOR_GOOD = 2, 3
+"""Exit codes of what the same command would run into again, wherever it is given."""
+
+
 class DramaError(Exception):
     """An error for people: its text is the whole message.
 
@@ -27,11 +31,32 @@ class DramaError(Exception):
 
     exit_code = 1
 
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the same command would fail again, so that there is no use in trying."""
+        return self.exit_code in (WRONG_USE, FAILED_FOR_GOOD)
+
 
 class ConfigurationError(DramaError):
     """A mistake in the configuration or on the command line."""
 
-    exit_code = 2
+    exit_code = WRONG_USE
+
+
+class FileError(DramaError):
+    """A run's file that cannot be used.
+
+    Args:
+        text: the message.
+        cause: what reading the file raised, if that is why. The system's own errors may pass, as
+            where a disk does not answer; what is wrong with a file stays.
+    """
+
+    def __init__(self, text: str, cause: BaseException | None = None) -> None:
+        super().__init__(text)
+        missing = isinstance(cause, FileNotFoundError)  # PyArrow's has no number
+        may_pass = missing or (isinstance(cause, OSError) and cause.errno is not None)
+        self.exit_code = 1 if may_pass else FAILED_FOR_GOOD
 
 
 def reason(error: BaseException) -> str:

@@ -276,11 +276,15 @@ def test_a_device_that_is_not_there_is_explained(
     ],
 )
 def test_a_backend_that_cannot_be_used_is_explained(
-    drama: Command, backend: str, said: str
+    drama: Command, workspace: Workspace, backend: str, said: str
 ) -> None:
     drama("plan")
     code, _, errors = drama("train", RECIPE, "--device", "cpu", "--backend", backend)
     assert code == 2 and said in errors and "Traceback" not in errors
+    if status := [path for path in workspace.tree() if path.endswith("status.json")]:
+        found = json.loads((workspace.root / status[0]).read_text(encoding="utf-8"))
+        assert found["state"] == "failed" and found["permanent"] and said in found["message"]
+    assert len(status) == (backend == "mamba_ssm"), "only what a run was asked for is its failure"
 
 
 def test_plan_says_when_a_run_of_earlier_code_lies_there(
@@ -308,6 +312,26 @@ def test_a_whole_run_keeps_its_place_until_another_begins(
     assert sorted(workspace.folder.iterdir()) == before
     code, _, errors = drama("train", RECIPE, "--device", "cpu")
     assert code == 0 and "set aside to results/tiny/superseded/" in errors
+
+
+def test_a_recipe_that_was_edited_by_hand_trains_and_says_that_it_is_not_planned(
+    drama: Command, workspace: Workspace
+) -> None:
+    def errors() -> str:
+        return drama("train", RECIPE, "--device", "cpu", "--backend", "mamba_ssm")[2]
+
+    said = f"{RECIPE}: not the recipe that was planned (run "
+    drama("plan")
+    planned = (workspace.root / RECIPE).read_text(encoding="utf-8")
+    assert said not in errors()
+    recipe = json.loads(planned)
+    recipe["settings"]["behaviour"]["horizon"] = 2
+    write_json(workspace.root / RECIPE, recipe)
+    found = errors()
+    assert found.count(said) == 1 and "`drama plan --set section.key=value`" in found
+    assert found.index(said) < found.index("mamba_ssm needs a CUDA GPU"), "and it goes on"
+    (workspace.root / "results/tiny/recipes/report.json").unlink()
+    assert said not in errors()
 
 
 def test_a_run_that_another_process_works_on_is_waited_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drama.agent.settings import Recipe
-from drama.errors import ConfigurationError, reason
+from drama.errors import ConfigurationError, DramaError, FileError, reason
 
 RAW = re.compile(r"Errno|errno|Error|Exception|Arrow|codec|type=|https?:|NoneType|b'")
 DAMAGED = "damaged, or not the Parquet file that it should be"
@@ -59,3 +60,16 @@ def test_an_error_of_a_library_is_told_in_words(
         cause(tmp_path)
     assert reason(caught.value).startswith(said)
     assert said == "AssertionError" or not RAW.search(reason(caught.value))
+
+
+def test_what_the_system_cannot_read_now_may_be_read_later_and_a_damaged_file_not() -> None:
+    for cause, code in (
+        (None, 3),
+        (ValueError("its rows do not match"), 3),
+        (OSError("Parquet magic bytes not found"), 3),
+        (OSError(errno.ESTALE, "Stale file handle"), 1),
+        (FileNotFoundError(errno.ENOENT, "not there yet"), 1),
+    ):
+        error = FileError("checkpoint.parquet: unusable", cause)
+        assert (error.exit_code, error.is_permanent) == (code, code == 3), cause
+    assert ConfigurationError("").is_permanent and not DramaError("").is_permanent

@@ -9,18 +9,27 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from drama.errors import ConfigurationError
+from drama.errors import ConfigurationError, DramaError, reason
 
 if TYPE_CHECKING:
     import torch
 
+HIDDEN = ("", "-1", "NoDevFiles")
+"""What CUDA_VISIBLE_DEVICES is where a process is to see no GPU; the last is Slurm's."""
+DRIVER = Path("/proc/driver/nvidia/version")
+
 _HELD: list[TextIO] = []
+
+
+class GpuUnusable(DramaError):
+    """A GPU was allocated, and PyTorch cannot use it: on another node it may well."""
 
 
 def count() -> int:
@@ -69,11 +78,12 @@ def choose(name: str) -> torch.device:
 
     Raises:
         ConfigurationError: when there is no such device, naming the option `--device`.
+        GpuUnusable: when the environment says that a GPU was allocated, and PyTorch cannot use it.
     """
     import torch  # only now: counting GPUs must stay cheap
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if allocated() or torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(name)
     except RuntimeError:
@@ -82,13 +92,61 @@ def choose(name: str) -> torch.device:
         raise ConfigurationError(f"--device {name}: allowed are auto, cpu, cuda, cuda:<number>")
     if found.type == "cpu":
         return found
-    if (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigurationError(
-            f"--device {name}: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu or auto"
+    seen = torch.cuda.device_count()
+    if seen == 0 and (source := allocated()):
+        raise GpuUnusable(
+            f"{source}: a GPU was allocated, and PyTorch sees none here: {_why_unseen()}. Another "
+            "node may do, or `--device cpu`, which takes days where a GPU takes hours"
         )
-    if found.index is None:
-        every = range(torch.cuda.device_count())
-        names = [str(torch.cuda.get_device_properties(index).uuid) for index in every]
-        found = torch.device("cuda", claim(names))
-    torch.cuda.set_device(found)
+    if (found.index or 0) >= seen:
+        why = f" ({_why_unseen()})" if seen == 0 else ""
+        raise ConfigurationError(
+            f"--device {name}: PyTorch sees {seen} GPUs here{why}; use cpu or auto"
+        )
+    try:
+        if found.index is None:
+            names = [str(torch.cuda.get_device_properties(i).uuid) for i in range(seen)]
+            found = torch.device("cuda", claim(names))
+        torch.cuda.set_device(found)
+    except RuntimeError as error:
+        raise GpuUnusable(
+            f"--device {name}: PyTorch cannot use this GPU: {reason(error)}; {_driver()}"
+        ) from error
     return found
+
+
+def allocated() -> str:
+    """Return the environment's words for the GPUs that were allocated to us, or nothing.
+
+    CUDA_VISIBLE_DEVICES decides where it is set, as it does for PyTorch.
+    """
+    for variable in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        value = os.environ.get(variable)
+        if value is not None:
+            return "" if value.strip() in HIDDEN else f"{variable}={value}"
+    return ""
+
+
+def _why_unseen() -> str:
+    """Say why PyTorch sees no GPU, in its own words, and which driver is here."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the latter where it was built without CUDA
+        return f"{reason(error).rstrip('.')}; {_driver()}"
+    return f"it does not say why; {_driver()}"
+
+
+def _driver() -> str:
+    """Say which version of NVIDIA's driver this machine has; a container shares its host's."""
+    try:
+        said = DRIVER.read_text(encoding="utf-8")
+    except OSError:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        except OSError:
+            said = ""
+    found = re.search(r"\d+\.\d+(\.\d+)?", said)
+    return f"NVIDIA's driver is {found[0]}" if found else "no NVIDIA driver here"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from drama.agent.evaluation import play, write_evaluation
 from drama.agent.model.sequence import kernels, use_backend
 from drama.agent.settings import Backend
 from drama.agent.training.loop import train
+from drama.agent.training.resumable import TrainingFailed
 from drama.agent.training.runtime import Runtime
-from drama.errors import DramaError
+from drama.errors import FAILED_FOR_GOOD, ConfigurationError, DramaError
 from drama.pipeline.artifacts.agents import agent_of
 from drama.pipeline.artifacts.evaluations import note_evaluation, read_noted
 from drama.pipeline.artifacts.image import running_digest
@@ -23,6 +26,7 @@ from drama.pipeline.artifacts.store import fetch
 from drama.pipeline.config import read_recipe_text
 from drama.pipeline.fingerprints import Choices, run_code
 from drama.pipeline.history import earlier_run
+from drama.pipeline.plans import read_plan
 from drama.pipeline.recipes import (
     EvaluationFiles,
     RunFiles,
@@ -30,7 +34,17 @@ from drama.pipeline.recipes import (
     read_recipe,
     run_files,
 )
-from drama.runs.folder import CHECKPOINT, SHORT, is_whole, locked, make_current, write_record
+from drama.runs.folder import (
+    CHECKPOINT,
+    SHORT,
+    STATUS,
+    is_current,
+    is_whole,
+    locked,
+    make_current,
+    write_record,
+)
+from drama.runs.progress import Status
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """What glibc's malloc.h calls these two options of mallopt."""
@@ -95,24 +109,63 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
             say(f"{run.record}: this run is whole already")
             return
         _check_taken_over(run)
-        backend = runtime.choose_backend(run.recipe.settings.sequence_model)
-        say(f"Sequence backend: {backend}")
-        if slow := slow_bfloat16(run.recipe.settings.training.precision, runtime.device):
-            say(slow)
-        keep_freed_memory()
-        make_current(run.folder, run.fingerprint)
-        status = train(run.recipe, run.fingerprint, run.folder, runtime)
-        write_record(
-            run.record,
-            run.recipe.model_dump(mode="json", by_alias=True),
-            run.fingerprint,
-            device=device_name(runtime.device),
-            backend=backend.name,
-            seconds=status.wall_seconds,
-            steps=status.total_steps,
-            image=running_digest(),
-        )
-        say(f"{run.record}: trained in {status.wall_seconds / 60:.1f} min")
+        if orphan := unplanned(run):
+            say(orphan)
+        with _noting_failure(run):
+            _train_and_record(run, runtime)
+
+
+def _train_and_record(run: RunFiles, runtime: Runtime) -> None:
+    backend = runtime.choose_backend(run.recipe.settings.sequence_model)
+    say(f"Sequence backend: {backend}")
+    if slow := slow_bfloat16(run.recipe.settings.training.precision, runtime.device):
+        say(slow)
+    keep_freed_memory()
+    make_current(run.folder, run.fingerprint)
+    status = train(run.recipe, run.fingerprint, run.folder, runtime)
+    write_record(
+        run.record,
+        run.recipe.model_dump(mode="json", by_alias=True),
+        run.fingerprint,
+        device=device_name(runtime.device),
+        backend=backend.name,
+        seconds=status.wall_seconds,
+        steps=status.total_steps,
+        image=running_digest(),
+    )
+    say(f"{run.record}: trained in {status.wall_seconds / 60:.1f} min")
+
+
+@contextmanager
+def _noting_failure(run: RunFiles) -> Iterator[None]:
+    """Note in status.json that a run failed for good, unless its folder is another run's."""
+    try:
+        yield
+    except DramaError as error:
+        if isinstance(error, TrainingFailed):  # exit codes are no part of the agent's code
+            error.exit_code = FAILED_FOR_GOOD
+        if error.is_permanent and is_current(run.folder, run.fingerprint):
+            steps = run.recipe.settings.training.total_steps
+            with suppress(OSError):  # a full disk must not hide the error
+                Status.failed(run.folder / STATUS, run.fingerprint, steps, error)
+        raise
+
+
+def unplanned(run: RunFiles) -> str:
+    """Say that a run is another one than was planned for its game and seed; nothing if it is not.
+
+    So it is when a recipe was edited by hand.
+    """
+    with suppress(ConfigurationError):  # no plan beside it
+        for planned in read_plan(run.folder.parents[2]).runs:
+            key = planned.game, planned.seed
+            if key == (run.recipe.game, run.recipe.seed) and planned.fingerprint != run.fingerprint:
+                return (
+                    f"{run.path}: not the recipe that was planned (run {run.fingerprint[:SHORT]}, "
+                    f"planned {planned.fingerprint[:SHORT]}), so Snakemake and `drama status` do "
+                    "not know this run; `drama plan --set section.key=value` plans such a run"
+                )
+    return ""
 
 
 def _check_taken_over(run: RunFiles) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from drama.errors import DramaError, reason
+from drama.errors import FileError, reason
 from drama.files import flatten, sha256_text, unflatten, write_parquet
 
 FORMAT = 1
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 )
 
 
-class CheckpointError(DramaError):
+class CheckpointError(FileError):
     """A checkpoint that cannot be used; the text names the file and what to do."""
 
 
@@ -134,5 +134,6 @@ def _read_header(path: Path) -> dict[str, Any]:
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path}: not a whole checkpoint ({reason(error)}). Put back a good copy "
-        "of the file, or move the run's folder away to train it anew."
+        "of the file, or move the run's folder away to train it anew.",
+        error,
     )

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import drama
-from drama.errors import DramaError
 from drama.files import remove_leftovers, sha256_file, write_json
+from drama.runs.locks import RunBusy, locked
 
 SHORT = 16
 """Hexadecimal digits of a fingerprint that file names carry."""
@@ -35,49 +32,14 @@ VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", 
 KERNELS = ("mamba-ssm", "causal-conv1d", "triton")
 """Of the sequence backend mamba_ssm; only the CUDA image has them."""
 
+GIT = ("git", "-c", "safe.directory=*")
+"""Git that also answers about a checkout of another user, whose code runs here anyway."""
+
 TRACKED = ("ls-files", "--error-unmatch", "--full-name", "__init__.py")
 """Git's arguments for the package's place in a repository that keeps it; an error in others."""
 
 CHANGES = ("status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
 """Git's arguments for what differs in a folder; what Python compiles there is no change."""
-
-
-class RunBusy(DramaError):
-    """Another process works on the run."""
-
-
-@contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a run's folder, so that no two processes work on it.
-
-    The lock is the operating system's and goes with the process, however that ends.
-
-    Args:
-        folder: the run's folder; it need not be there.
-        wait: for another process that holds it, after saying which one.
-
-    Raises:
-        RunBusy: when another process holds it and is not to be waited for.
-    """
-    path = folder.with_name(f".{folder.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "another process"
-            if not wait:
-                raise RunBusy(f"{folder}: {holder} works on this run") from None
-            _say(
-                f"{folder}: waiting for {holder}, which works on this run; "
-                "stop that one, and this one goes on from where it was"
-            )
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
 
 
 def owner(folder: Path) -> str | None:
@@ -241,11 +203,17 @@ def git_commit() -> str | None:
     try:
         place, commit, changes = (
             subprocess.run(
-                ["git", *arguments], cwd=code, capture_output=True, text=True, check=True
+                [*GIT, *arguments], cwd=code, capture_output=True, text=True, check=True
             ).stdout.strip()
             for arguments in (TRACKED, ("rev-parse", "HEAD"), CHANGES)
         )
-    except (OSError, subprocess.CalledProcessError):  # no git here, no repository, or not in it
+    except (OSError, subprocess.CalledProcessError) as error:  # no git, no repository, not in it
+        if "dubious ownership" in (getattr(error, "stderr", None) or ""):
+            _say(
+                f"{code}: the commit is not recorded, since this git does not answer about a "
+                "checkout of another user; `git config --global --add safe.directory "
+                f"{code.parent}` lets it"
+            )
         return None
     if place != "drama/__init__.py":  # a repository of somebody else, who keeps a copy in it
         return None

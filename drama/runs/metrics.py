@@ -147,6 +147,7 @@ class Table:
         except (OSError, pa.ArrowException) as error:
             raise CheckpointError(
                 f"{self.path}: the run cannot go on without this file ({reason(error)}). Put back "
-                "a good copy, or move the run's folder away to train it anew."
+                "a good copy, or move the run's folder away to train it anew.",
+                error,
             ) from None
         self.rows = table.filter(pc.field("step") <= step).to_pylist()

@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from drama.errors import DramaError
 from drama.files import write_json
 
 LINE_SECONDS = 30.0
@@ -57,6 +58,7 @@ class Status:
         wall_seconds: spent so far, all sittings together.
         updated: when this was written, ISO 8601 in UTC.
         message: why it failed.
+        permanent: whether it failed in a way that trying again would not change.
     """
 
     fingerprint: str
@@ -68,19 +70,27 @@ class Status:
     wall_seconds: float = 0.0
     updated: str = ""
     message: str = ""
+    permanent: bool = False
 
     @classmethod
     def resumed(cls, path: Path, fingerprint: str, total_steps: int) -> Status:
         """Return the state of a run that begins, or goes on, with what earlier sittings left."""
         status = cls(fingerprint, "running", 0, total_steps)
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            # It only informs: a run does not depend on it.
             earlier = json.loads(path.read_text(encoding="utf-8"))
             if earlier["fingerprint"] == fingerprint:
                 status.wall_seconds = float(earlier["wall_seconds"])
                 status.last_return = earlier["last_return"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # It only informs: a run does not depend on it.
         return status
+
+    @classmethod
+    def failed(cls, path: Path, fingerprint: str, total_steps: int, error: DramaError) -> None:
+        """Write status.json of a run that failed, with what is known of it from before."""
+        status = cls.resumed(path, fingerprint, total_steps)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            status.step = int(json.loads(path.read_text(encoding="utf-8"))["step"])
+        status.fail(path, error)
 
     def write(self, path: Path) -> None:
         """Write status.json."""
@@ -90,6 +100,7 @@ class Status:
     def fail(self, path: Path, error: Exception) -> None:
         """Write status.json of a run that could not even go on."""
         self.state, self.message = "failed", str(error)
+        self.permanent = isinstance(error, DramaError) and error.is_permanent
         self.write(path)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drama.errors import DramaError, reason
+from drama.errors import FileError, reason
 from drama.files import replacing
 from drama.runs.columns import COLUMN_TYPES, Columns, check_columns
 
@@ -40,7 +40,7 @@ _ADVICE = (
 )
 
 
-class ShardError(DramaError):
+class ShardError(FileError):
     """A replay file is missing, damaged or not what it should be; the text says which and why."""
 
 
@@ -233,10 +233,11 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn what Python and PyArrow raise over a file into a ShardError."""
     try:
         yield
-    except FileNotFoundError:
-        raise ShardError(f"Replay shard {path} is missing. {_ADVICE}") from None
+    except FileNotFoundError as error:
+        raise ShardError(f"Replay shard {path} is missing. {_ADVICE}", error) from None
     except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}") from error
+        text = f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}"
+        raise ShardError(text, error) from error
 
 
 def _frame_shape(path: Path, schema: Any) -> tuple[int, int, int]:

@@ -30,12 +30,15 @@ def pytest_sessionstart() -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A running Slurm with a partition gpu and two GPUs of type h200; stopped at the end."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A running Slurm with a partition gpu and two GPUs of type h200; stopped at the end.
+
+    Its folder is what tests/cluster/slurm takes.
+    """
     folder = tmp_path_factory.mktemp("slurm")
     try:
         subprocess.run([HERE / "slurm", "up", folder], check=True)
-        yield
+        yield folder
     finally:
         subprocess.run([HERE / "slurm", "down", folder], check=True)
 

@@ -113,7 +113,7 @@ def snakemake() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: None, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def undisturbed(cluster: Path, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = cluster_project(tmp_path_factory.mktemp("undisturbed"), image, [*SEEDS])
     project.run(*SNAKEMAKE)
     return project

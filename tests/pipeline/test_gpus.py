@@ -8,8 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
-from drama.pipeline.gpus import count
+from drama.errors import ConfigurationError
+from drama.pipeline import gpus
+from drama.pipeline.gpus import GpuUnusable, allocated, choose, count
 
 CLAIM = (
     "import sys; from pathlib import Path; from drama.pipeline.gpus import claim\n"
@@ -86,3 +89,76 @@ def test_a_machine_without_a_driver_has_no_gpu(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert count() == 0
+
+
+# --- a GPU that was allocated and is not seen ----------------------------------------------------
+
+ALLOCATION = ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+unseen = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for variable in ALLOCATION:
+        monkeypatch.delenv(variable, raising=False)
+    return monkeypatch
+
+
+@unseen
+@pytest.mark.parametrize("variable", ALLOCATION)
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_an_allocated_gpu_that_torch_does_not_see_is_an_error_that_another_node_may_mend(
+    environment: pytest.MonkeyPatch, tmp_path: Path, variable: str, device: str
+) -> None:
+    environment.setenv(variable, "3")
+    environment.setenv("PATH", str(tmp_path))
+    environment.setattr(gpus, "DRIVER", tmp_path / "none")
+    with pytest.raises(
+        GpuUnusable, match=rf"^{variable}=3: .*; no NVIDIA driver here\. "
+    ) as caught:
+        choose(device)
+    assert caught.value.exit_code == 1
+    if not torch.backends.cuda.is_built():
+        assert "Torch not compiled with CUDA enabled" in str(caught.value)
+    (tmp_path / "none").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"
+        "GCC version:  gcc version 12.2.0\n"
+    )
+    with pytest.raises(GpuUnusable, match=r"NVIDIA's driver is 535\.104\.05\. "):
+        choose(device)
+    assert choose("cpu").type == "cpu", "what is asked for in so many words is done"
+
+
+@unseen
+def test_without_an_allocation_auto_takes_the_cpu_and_cuda_says_why_it_cannot(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("PATH", str(tmp_path))
+    environment.setattr(gpus, "DRIVER", tmp_path / "none")
+    assert choose("auto").type == "cpu"
+    with pytest.raises(
+        ConfigurationError, match=r"sees 0 GPUs here \(.*no NVIDIA driver here\); use"
+    ):
+        choose("cuda")
+
+
+@pytest.mark.parametrize("hidden", ["", " ", "-1", "NoDevFiles"])
+def test_gpus_that_are_hidden_are_not_allocated(
+    environment: pytest.MonkeyPatch, hidden: str
+) -> None:
+    environment.setenv("SLURM_JOB_GPUS", "0,1")
+    assert allocated() == "SLURM_JOB_GPUS=0,1"
+    environment.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert allocated() == ""
+    if not torch.cuda.is_available():
+        assert choose("auto").type == "cpu"
+
+
+def test_a_gpu_that_cannot_be_used_is_an_error_for_people(environment: pytest.MonkeyPatch) -> None:
+    def busy(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nAbout")
+
+    environment.setattr(torch.cuda, "device_count", lambda: 1)
+    environment.setattr(torch.cuda, "set_device", busy)
+    with pytest.raises(GpuUnusable, match=r"cannot use this GPU: .* unavailable About"):
+        choose("cuda:0")

@@ -335,3 +335,33 @@ def test_a_copy_in_somebody_elses_repository_has_no_commit(
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
     monkeypatch.setattr(drama, "__file__", str(code / "__init__.py"))
     assert git_commit() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a checkout to another user")
+def test_a_checkout_of_another_user_has_its_commit_or_a_warning(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "checkout" / "drama"
+    code.mkdir(parents=True)
+    shutil.copy(root / "drama/__init__.py", code)
+    names = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    for arguments in (["init"], ["add", "."], [*names, "commit", "--message=All of it"]):
+        command = ["git", *arguments]
+        subprocess.run(command, cwd=code.parent, check=True, stdout=subprocess.DEVNULL)
+    monkeypatch.setattr(drama, "__file__", str(code / "__init__.py"))
+    commit = git_commit()
+    assert commit is not None
+    for path in (code.parent, *code.parent.rglob("*")):
+        os.chown(path, 65534, 65534)
+    refused = subprocess.run(["git", "status"], cwd=code, capture_output=True, text=True)
+    assert "dubious ownership" in refused.stderr
+    assert git_commit() == commit and capsys.readouterr().err == ""
+
+    git = tmp_path / "bin/git"  # stands in for one that takes this from files only
+    git.parent.mkdir()
+    git.write_text(f'#!/bin/sh\nshift 2\nexec {shutil.which("git")} "$@"\n')
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
+    assert git_commit() is None
+    said = capsys.readouterr().err
+    assert f"--add safe.directory {code.parent}" in said and said.count("\n") == 1

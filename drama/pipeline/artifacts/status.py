@@ -7,10 +7,8 @@ another node holds may not be seen everywhere, so there a fresh status counts as
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ from drama.pipeline.config import no_plan
 from drama.pipeline.history import earlier_run, noted_evaluation
 from drama.pipeline.plans import PlannedRun, read_plan
 from drama.runs.folder import SHORT, STATUS
+from drama.runs.locks import died_here, read_holder
 
 SILENCE = 120.0
 """Seconds without a word after which a trainer on another node is taken for dead."""
@@ -184,16 +183,9 @@ def _score(path: Path) -> float | None:
 
 def _is_alive(folder: Path, updated: str) -> bool:
     """Say whether the trainer that wrote a status lives."""
-    try:
-        with folder.with_name(f".{folder.name}.lock").open(encoding="utf-8") as lock:
-            holder = lock.read()
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    except OSError:
-        holder = ""
-    if holder.endswith(f" on {platform.node()}"):
+    if read_holder(folder):
+        return True
+    if died_here(folder):
         return False
     try:
         silence = datetime.now(UTC) - datetime.fromisoformat(updated)
