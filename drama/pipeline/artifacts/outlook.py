@@ -31,6 +31,7 @@ from drama.pipeline.artifacts.status import (
 from drama.pipeline.history import earlier_run
 from drama.pipeline.plans import PlannedRun, read_plan
 from drama.runs.folder import CHECKPOINT, REPLAY
+from drama.runs.locks import read_holder
 
 WIDTH = 80
 """Columns that everything fits."""
@@ -115,12 +116,9 @@ def read_outlook(results: Path) -> Outlook:
 
 
 def host_of(run: PlannedRun) -> str | None:
-    """Return the host that a running run is on; None where its lock does not say."""
-    try:
-        lock = run.folder.with_name(f".{run.folder.name}.lock").read_text(encoding="utf-8")
-    except (OSError, UnicodeError):
-        return None
-    return lock.rpartition(" on ")[2] or None
+    """Return the host that a running run is on; None where nobody says that it holds the run."""
+    holder = read_holder(run.folder)
+    return holder.host if holder else None
 
 
 def _finished(run: PlannedRun) -> Finished | None:
