@@ -155,7 +155,7 @@ def test_the_report_can_follow_every_game(tmp_path: Path) -> None:
 
 def test_a_place_with_spaces_and_what_a_shell_would_run(tmp_path: Path) -> None:
     project = copy_sources(tmp_path / "a project")
-    results = "all $(touch seen) `touch seen` 'results'"
+    results = "all $(touch seen) `touch seen` & results #1"
     text = EXPERIMENT.replace("results: results", f'results: "{results}"')
     (project.root / "config/quick.yaml").write_text(text.replace("  Boxing: {}\n", ""))
     project.run(*SNAKEMAKE)
@@ -165,7 +165,9 @@ def test_a_place_with_spaces_and_what_a_shell_would_run(tmp_path: Path) -> None:
     subprocess.run(["chmod", "-R", "u+w", str(project.root)], check=True)
 
 
-@pytest.mark.parametrize(("name", "said"), [("a{b}c", "'{'"), ("a:b", "':'")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("a{b}c", "{ stands"), ("a:b", ": stands"), ("it's", "' stands")]
+)
 def test_a_place_that_cannot_be_is_refused(tmp_path: Path, name: str, said: str) -> None:
     project = copy_sources(tmp_path)
     project.replace("config/quick.yaml", "results: results", f'results: "{name}"')

@@ -224,15 +224,13 @@ def _code(root: Path) -> Iterator[tuple[str, str]]:
     yield f"drama/{COMMIT}", f"{git_commit() or ''}\n"
 
 
-def read_campaign(folder: Path) -> Campaign | None:
-    """Read a campaign from the folder that a job's Snakefile lies in; None when that is none.
+def read_campaign(folder: Path) -> Campaign:
+    """Read a campaign from its folder, as jobs do.
 
     Raises:
-        ConfigurationError: when its files are not what they should be.
+        ConfigurationError: when its files are not there, or not what they should be.
     """
     path = folder / DOCUMENT
-    if not path.is_file():
-        return None
     try:
         document = Document.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -240,5 +238,4 @@ def read_campaign(folder: Path) -> Campaign | None:
             f"{path}: not a campaign ({reason(error)}); the call of Snakemake that it belongs to "
             "can only be given anew"
         ) from None
-    plan = read_plan(Path(document.results), folder / RECIPES)
-    return Campaign(folder, document, plan)
+    return Campaign(folder, document, read_plan(Path(document.results), folder / RECIPES))

@@ -47,6 +47,17 @@ class Preset(Settings):
         )
 
 
+MEANT_OTHERWISE = {
+    ":": "Python's search path",
+    "{": "Snakemake's wildcards",
+    "}": "Snakemake's wildcards",
+    "\\": "a shell",
+    "'": "a shell",
+    '"': "a shell",
+}
+"""Characters that a folder's name must do without, and where they mean something else."""
+
+
 def _folder(value: str) -> str:
     if not value.strip() or not value.isprintable():
         raise ValueError("name a folder, such as results")
@@ -55,9 +66,8 @@ def _folder(value: str) -> str:
     files = [place for place in (Path(value), *Path(value).parents) if os.path.isfile(place)]
     if files:
         raise ValueError(f"{files[0]} is a file, and results need a folder")
-    for character, use in {":": "Python's search path", "{": "Snakemake's wildcards"}.items():
-        if character in value:
-            raise ValueError(f"{character!r} stands for something else in {use}; use another name")
+    if found := sorted(set(value) & MEANT_OTHERWISE.keys()):
+        raise ValueError(f"{found[0]} stands for something else in {MEANT_OTHERWISE[found[0]]}")
     return value
 
 

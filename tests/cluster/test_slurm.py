@@ -254,11 +254,12 @@ def test_what_was_submitted_is_what_runs(
     (node,) = slurm("sinfo", "--noheader", "--format=%n").split()
     slurm("scontrol", "update", f"NodeName={node}", "State=drain", "Reason=test")
     try:
-        process = snakemake(project)
+        process = snakemake(project, "--configfile", "config/config.yaml")
         wait_for(lambda: len(jobs(project, "PENDING")) == 2, process, "both runs are queued")
         project.replace("config/config.yaml", "  Boxing: {}\n", "")
         project.replace("config/config.yaml", "Pong: {}", "Pong: {behaviour: {horizon: 2}}")
-        project.append("config/presets/tiny.yaml", "mistyped: [\n")
+        for name in ("config.yaml", "presets/tiny.yaml"):
+            project.append(f"config/{name}", "mistyped: [\n")
         for name in ("Snakefile", "workflow/rules/train.smk", "drama/agent/training/loop.py"):
             project.append(name, "\nthis is no Python\n")
         (project.root / "drama/pipeline/#jobs.py#").write_text("an editor's\n", encoding="utf-8")
@@ -274,6 +275,7 @@ def test_what_was_submitted_is_what_runs(
 
     for name in ("Snakefile", "workflow/rules/train.smk", "drama/agent/training/loop.py"):
         project.replace(name, "\nthis is no Python\n", "")
-    project.replace("config/presets/tiny.yaml", "mistyped: [\n", "")
+    for name in ("config.yaml", "presets/tiny.yaml"):
+        project.replace(f"config/{name}", "mistyped: [\n", "")
     output = project.run(*SNAKEMAKE, "-n")
     assert "Training Pong" in output and "Boxing" not in output

@@ -44,8 +44,9 @@ def image(device):
 
 
 try:
-    CAMPAIGN = read_campaign(ROOT)
-    if CAMPAIGN is None:
+    if not workflow.is_main_process:
+        CAMPAIGN = read_campaign(Path(config["campaign"]))
+    else:
         FILE = project_file(Path(config.get("experiment", "config/config.yaml")))
         OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
         IMAGE = image(load_experiment(FILE, OVERRIDES).device)
@@ -80,11 +81,13 @@ if GPU and HERE and "gpu" not in workflow.global_resources:
 
 @cache
 def freeze():
-    """Begin the campaign."""
+    """Begin the campaign, and have jobs read it in place of the configuration."""
     if MISSING:
         print(MISSING, file=sys.stderr)
         sys.exit(2)
     CAMPAIGN.begin()
+    workflow.config_settings.configfiles = []
+    workflow.config_settings.config_args = [f'campaign="{CAMPAIGN.folder}"']
 
 
 def begin():
