@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import sys
 import textwrap
-import time
-from contextlib import suppress
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -23,6 +22,9 @@ from drama.pipeline.history import earlier_run
 from drama.pipeline.layers import few, parse_assignment
 from drama.pipeline.recipes import prepare, read_recipe
 from drama.runs.stopping import stop_at_once
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 EXPERIMENT = Path("config/config.yaml")
 PIPELINE, RESULTS = "From configuration to report, in this order", "What is there, and keeping it"
@@ -208,36 +210,16 @@ def status(
     is room for; the others are told together. With `--watch`, a terminal shows it in place, until
     Ctrl-C; a pipe gets it again and again.
     """
-    from rich.console import Console, Group
-    from rich.live import Live
+    from rich.console import Console
 
-    from drama.pipeline.artifacts.overview import ROWS, overview
+    from drama.pipeline.artifacts.overview import overview, show
     from drama.pipeline.artifacts.status import planned_results, read_statuses
 
-    console = Console(highlight=False)
-
-    def look() -> Group:
+    def look(rows: int) -> RenderableType:
         folders = planned_results(results or [Path("results")])
-        rows = console.height if console.is_terminal else ROWS
         return overview({folder: read_statuses(folder) for folder in folders}, rows, every=every)
 
-    if not watch:
-        console.print(look(), soft_wrap=True)
-        return
-    with suppress(KeyboardInterrupt):
-        if not console.is_terminal:
-            while True:
-                console.print(look(), soft_wrap=True)
-                console.print()
-                time.sleep(watch)
-        live = Live(look(), console=console, screen=True, auto_refresh=False)
-        try:  # not `with`, which would not put back a screen that Ctrl-C meets while it is set up
-            live.start(refresh=True)
-            while True:
-                time.sleep(watch)
-                live.update(look(), refresh=True)
-        finally:
-            live.stop()
+    show(look, Console(highlight=False), watch)
 
 
 @app.command(rich_help_panel=RESULTS)

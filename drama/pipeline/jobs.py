@@ -157,7 +157,7 @@ def unplanned(run: RunFiles) -> str:
     So it is when a recipe was edited by hand.
     """
     with suppress(ConfigurationError):  # no plan beside it
-        for planned in read_plan(run.folder.parents[2]).runs:
+        for planned in read_plan(run.folder.parents[2], run.path.parents[1]).runs:
             key = planned.game, planned.seed
             if key == (run.recipe.game, run.recipe.seed) and planned.fingerprint != run.fingerprint:
                 return (

@@ -115,7 +115,8 @@ def read_evaluation(path: Path) -> Evaluation:
         EvaluationDamaged: when it cannot be read, or lacks episodes or finite returns.
     """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        # Without pyarrow's data sets, which import pandas: a second and more.
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
         header = json.loads((table.schema.metadata or {})[b"drama"])
         settings = read_evaluation_settings(header["settings"], "settings")
         rows = table.to_pylist()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -44,6 +47,35 @@ def overview(plans: Plans, rows: int = ROWS, *, every: bool = False) -> Group:
         left -= lines
         shown[place] = parts
     return Group(*(part for place in plans for part in shown[place]))
+
+
+def show(
+    look: Callable[[int], RenderableType], console: Console, seconds: float | None = None
+) -> None:
+    """Print what there is to see, once or again and again until Ctrl-C.
+
+    Args:
+        look: returns it, given the rows of the terminal.
+        console: where to. A terminal shows it in place, a pipe gets it again and again.
+        seconds: between two looks; None for one look.
+    """
+    rows = console.height if console.is_terminal else ROWS
+    if seconds is None:
+        console.print(look(rows), soft_wrap=True)
+        return
+    with suppress(KeyboardInterrupt):
+        while not console.is_terminal:
+            console.print(look(rows), soft_wrap=True)
+            console.print()
+            time.sleep(seconds)
+        live = Live(look(rows), console=console, screen=True, auto_refresh=False)
+        try:  # not `with`, which would not put back a screen that Ctrl-C meets while it is set up
+            live.start(refresh=True)
+            while True:
+                time.sleep(seconds)
+                live.update(look(console.height), refresh=True)
+        finally:
+            live.stop()
 
 
 def one_by_one(place: Path, runs: Sequence[RunStatus]) -> list[RenderableType]:
