@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from workspace import EXPERIMENT, GAME, SEED, Workspace
 
+from drama.agent.settings import ATARI_100K
 from drama.errors import ConfigurationError
 from drama.files import canonical_json
 from drama.pipeline.config import Preset, load_preset
@@ -171,7 +172,7 @@ def test_the_packages_pins_stand_in_for_the_folders(workspace: Workspace) -> Non
 def test_all_130_runs_are_planned_at_once(workspace: Workspace) -> None:
     shutil.copy(ROOT / "config/config.yaml", CONFIG)
     began = time.perf_counter()
-    made = planned()
+    made = planned(games=list(ATARI_100K), seeds=[0, 1, 2, 3, 4])
     print(f"{len(made.runs)} runs planned in {time.perf_counter() - began:.2f} s")
     assert len({run.fingerprint for run in made.runs}) == 130
     assert json.loads((made.results / "recipes/report.json").read_text())["complete_protocol"]
