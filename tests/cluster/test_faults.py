@@ -39,6 +39,17 @@ rule hopeless:
         " echo '{{\\"permanent\\": true, \\"message\\": \\"loss is nan\\"}}'"
         " > runs/{wildcards.name}/status.json;"
         " exit 3"
+
+
+rule train:
+    output: "shared/{game}/seed{seed}/trained"
+    shell: "squeue -h -j $SLURM_JOB_ID -o '%j %i' >> queued; touch {output}"
+
+
+rule evaluate:
+    input: rules.train.output
+    output: "shared/{game}/seed{seed}/evaluated"
+    shell: "squeue -h -j $SLURM_JOB_ID -o '%j %i' >> queued; touch {output}"
 """
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -57,7 +68,11 @@ def snakemake(cluster: Path, tmp_path: Path) -> Call:
     (tmp_path / "Snakefile").write_text(SNAKEFILE, encoding="utf-8")
 
     def call(
-        *targets: str, interval: int = 3, retries: int = 0, path: Path | None = None
+        *targets: str,
+        interval: int = 3,
+        retries: int = 0,
+        path: Path | None = None,
+        options: tuple[str, ...] = (),
     ) -> object:
         """Run the workflow until it ends, asking for states at this interval, in seconds."""
         return subprocess.run(
@@ -65,7 +80,7 @@ def snakemake(cluster: Path, tmp_path: Path) -> Call:
              "--keep-going", "--latency-wait", "5", "--retries", str(retries),
              "--slurm-init-seconds-before-status-checks", str(interval),
              "--slurm-status-command", "squeue", "--default-resources", "slurm_partition=cpu",
-             "slurm_account=testing", "runtime=5", "mem_mb=300", "--", *targets],
+             "slurm_account=testing", "runtime=5", "mem_mb=300", *options, "--", *targets],
             cwd=tmp_path,
             env=os.environ | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {}),
             stdout=subprocess.PIPE,
@@ -98,6 +113,15 @@ def test_a_run_that_would_fail_again_is_tried_once_and_another_as_often_as_asked
     assert done.returncode == 1, done.stdout
     assert "so it is not tried again: loss is nan" in done.stdout
     assert attempts(tmp_path) == ["a", "b", "b"]
+
+
+def test_training_and_evaluation_can_share_a_job(snakemake: Call, tmp_path: Path) -> None:
+    """As the cluster's profile offers."""
+    target = "shared/Pong/seed0/evaluated"
+    done = snakemake(target, options=("--groups", "train=run", "evaluate=run"))
+    assert done.returncode == 0, done.stdout
+    trained, evaluated = (tmp_path / "queued").read_text(encoding="utf-8").splitlines()
+    assert trained == evaluated and trained.startswith("Pong-0-run ")
 
 
 SBATCH = """#!/bin/sh

@@ -104,3 +104,17 @@ def test_as_many_runs_at_a_time_as_gpus_allow(
     expected: int,
 ) -> None:  # fmt: skip
     assert at_once(project, tmp_path, gpus, runs_per_gpu, *arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "experiment", "device"),
+    [("0", "gpus", "cuda"), ("", "gpus", "auto"), ("0", "quick", "cpu")],
+)
+def test_where_a_gpu_was_asked_for_it_must_be_there(
+    project: Project, gpus: str, experiment: str, device: str
+) -> None:
+    output = project.run(
+        "env", f"CUDA_VISIBLE_DEVICES={gpus}", "snakemake", "--profile", "local", "-n", "-p",
+        "--config", f"experiment=config/{experiment}.yaml", "games=Pong",
+    )  # fmt: skip
+    assert re.findall(r" --device (\w+) ", output) == [device] * 2, output  # train, evaluate
