@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from adapted import lend_image
@@ -113,6 +114,20 @@ def test_changed_code_runs_in_the_same_image(project: Project) -> None:
     (log,) = project.results("logs/Pong/seed0/evaluate-*.log")
     assert "these are new words" in log.read_text(encoding="utf-8")
     assert lost.read_bytes() == before
+
+
+def test_results_on_another_disk_are_seen_inside(project: Project) -> None:
+    """Through a link, in a place that Apptainer does not show by itself."""
+    with TemporaryDirectory(dir="/srv") as disk:
+        place = project.root / "results/tiny"
+        shutil.copytree(place, f"{disk}/tiny", symlinks=True)
+        shutil.rmtree(place)
+        place.symlink_to(f"{disk}/tiny")
+        (lost,) = project.results("runs/Pong/seed0/evaluation-*.parquet")
+        before = lost.read_bytes()
+        lost.unlink()
+        project.run(*IN_CONTAINERS)
+        assert lost.read_bytes() == before
 
 
 def test_a_changed_lock_file_refuses_the_image(project: Project, image: Path) -> None:
