@@ -345,7 +345,7 @@ def test_a_rule_has_a_docstring_and_one_drama_command(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# Needs: ")
     rules = re.findall(r"^rule (\w+):\n    (.*)", text, re.MULTILINE)
-    commands = re.findall(r'^        "(?:exec )?drama (\w+) ', text, re.MULTILINE)
+    commands = re.findall(r'^        "(?:exec )?{params.drama} (\w+) ', text, re.MULTILINE)
     assert commands == [name for name, _ in rules]
     assert all(first.startswith('"""') for _, first in rules)
 

@@ -239,6 +239,8 @@ def test_earlier_settings_are_current_again_when_they_return(project: Project) -
     assert project.planned() == {"evaluate Pong", "report"}
     project.replace("config/quick.yaml", "Pong: {behaviour: {horizon: 2}}", "Pong: {}")
     assert project.planned() == set()
+    assert project.artifacts("Pong") != before, "looking moves nothing"
+    assert NOTHING in project.run(*SNAKEMAKE)
     assert project.artifacts("Pong") == before
 
 

@@ -39,6 +39,9 @@ class Job:
         self.output = [str(folder / "run-abc.json")]
         self.attempt, self.restart_times = 1, 5
 
+    def is_group(self) -> bool:
+        return False
+
     def status(self, **said: object) -> None:
         Path(self.output[0]).with_name("status.json").write_text(json.dumps(said))
 

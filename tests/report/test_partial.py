@@ -277,9 +277,9 @@ def report_and_tell(results: Path, reading: Any) -> None:
     """Write a report, and say when reading begins."""
     usual = drama.report.page.read_report
 
-    def read(results: Path) -> Report:
+    def read(*places: Path | None) -> Report:
         reading.set()
-        return usual(results)
+        return usual(*places)
 
     drama.report.page.read_report = read
     write_report(results)
