@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,6 +12,9 @@ from workspace import Command, Workspace, make_workspace
 
 from drama.pipeline.config import Preset, load_preset
 from drama.pipeline.layers import Layer
+
+if TYPE_CHECKING:
+    from test_pipeline import Project
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "config" / "presets"
@@ -49,6 +52,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace.train(every=10_000)
     workspace.evaluate()
     return workspace
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the project in which `snakemake` has done everything; leave it as it is."""
+    from test_pipeline import SNAKEMAKE, copy_sources
+
+    project = copy_sources(tmp_path_factory.mktemp("finished"))
+    project.run(*SNAKEMAKE)
+    return project
 
 
 @pytest.fixture

@@ -23,13 +23,6 @@ pytestmark = pytest.mark.xdist_group("pipeline")
 PONG = "Pong: {behaviour: {horizon: 2}}"
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = copy_sources(tmp_path_factory.mktemp("finished"))
-    project.run(*SNAKEMAKE)
-    return project
-
-
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
     shutil.copytree(finished.root, tmp_path / "project", symlinks=True)

@@ -128,14 +128,6 @@ def copy_sources(root: Path) -> Project:
     return Project(root)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    assert (BIN / "drama").exists(), "the project is not installed beside this Python: make setup"
-    project = copy_sources(tmp_path_factory.mktemp("finished"))
-    project.run(*SNAKEMAKE)
-    return project
-
-
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
     shutil.copytree(finished.root, tmp_path / "project", symlinks=True)
