@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,12 +159,20 @@ def requeue(project: Project, game: str, seed: int) -> None:
     slurm("scontrol", "requeue", job_of(project, game, seed))
 
 
-def reach_the_time_limit(project: Project, game: str, seed: int) -> None:
-    """Slurm looks at limits every half minute: hold the run until then. Slurm lets it go on."""
+def near_the_time_limit(project: Project, game: str, seed: int) -> None:
+    """Slurm looks at limits every half minute: hold the run until it has been asked to save."""
     trainer = holder(folder(project, game, seed))
     assert trainer is not None
     os.kill(trainer, signal.SIGSTOP)
-    slurm("scontrol", "update", f"JobId={job_of(project, game, seed)}", "EndTime=now+1")
+    slurm("scontrol", "update", f"JobId={job_of(project, game, seed)}", "EndTime=now+110")
+
+    def let_it_go_on() -> None:
+        status, wanted = Path(f"/proc/{trainer}/status"), 1 << (signal.SIGTERM - 1)
+        while not int(re.findall(r"^ShdPnd:\s*(\w+)", status.read_text(), re.M)[0], 16) & wanted:
+            time.sleep(0.2)
+        os.kill(trainer, signal.SIGCONT)
+
+    threading.Thread(target=let_it_go_on, daemon=True).start()
 
 
 Disturbance = Callable[[Project, str, int], None]
@@ -171,7 +180,7 @@ DISTURBANCES: dict[tuple[str, int], list[Disturbance]] = {
     ("Boxing", 0): [kill_the_process, kill_the_job],
     ("Boxing", 1): [cancel],
     ("Pong", 0): [requeue],
-    ("Pong", 1): [reach_the_time_limit],
+    ("Pong", 1): [near_the_time_limit],
 }
 KILLS = {kill_the_process, kill_the_job}
 
