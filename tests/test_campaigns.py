@@ -149,9 +149,9 @@ def test_the_report_can_follow_every_game(tmp_path: Path) -> None:
     assert project.planned() == set()
 
 
-def test_a_place_with_spaces_and_what_a_shell_would_run(tmp_path: Path) -> None:
+def test_a_place_with_spaces_and_what_a_shell_would_read_otherwise(tmp_path: Path) -> None:
     project = copy_sources(tmp_path / "a project")
-    results = "all $(touch seen) `touch seen` & results #1"
+    results = "all; touch seen & results #1 (a*)"
     text = EXPERIMENT.replace("results: results", f'results: "{results}"')
     (project.root / "config/quick.yaml").write_text(text.replace("  Boxing: {}\n", ""))
     project.run(*SNAKEMAKE)
@@ -162,7 +162,8 @@ def test_a_place_with_spaces_and_what_a_shell_would_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("a{b}c", "{ stands"), ("a:b", ": stands"), ("it's", "' stands")]
+    ("name", "said"),
+    [("a{b}c", "{ stands"), ("a:b", ": stands"), ("it's", "' stands"), ("$(touch a)", "$ stands")],
 )
 def test_a_place_that_cannot_be_is_refused(tmp_path: Path, name: str, said: str) -> None:
     project = copy_sources(tmp_path)

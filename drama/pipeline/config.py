@@ -52,6 +52,8 @@ MEANT_OTHERWISE = {
     "{": "Snakemake's wildcards",
     "}": "Snakemake's wildcards",
     "\\": "a shell",
+    "$": "a shell",
+    "`": "a shell",
     "'": "a shell",
     '"': "a shell",
 }
