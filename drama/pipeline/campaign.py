@@ -16,16 +16,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field
 
 from drama.agent.settings import Backend, Frozen
 from drama.errors import ConfigurationError, reason
 from drama.files import canonical_json, sha256_text
 from drama.pipeline.config import load_experiment, project_file
 from drama.pipeline.fingerprints import LOCK_FILE, PACKAGE
-from drama.pipeline.plans import CAMPAIGNS, PLAN, RECIPES, Plan, PlannedRun, read_plan
+from drama.pipeline.plans import (
+    CAMPAIGNS,
+    PLAN,
+    RECIPES,
+    Game,
+    Plan,
+    PlannedRun,
+    Seed,
+    read_plan,
+)
 from drama.pipeline.recipes import Planning, prepare
 from drama.runs.folder import COMMIT, SHORT, git_commit, superseded
 
@@ -38,17 +47,18 @@ SHIPPED = Path("pipeline/shipped")
 """What the package holds of the project's files; of a campaign's, the versions in use."""
 
 Device = Literal["auto", "cpu", "cuda"]
+IMAGE = r"^containers/images/drama-[0-9a-f]{16}(-cpu)?\.sif$"
+"""What the path of an image looks like; a stranger's file names no other."""
 
 
 class Document(Frozen):
     """campaign.json: what jobs must know beside recipes and plan."""
 
     format: Literal[1]
-    results: str
     device: Device
     backend: Backend
-    image: str | None
-    runs: tuple[tuple[str, int], ...]
+    image: Annotated[str, Field(pattern=IMAGE)] | None
+    runs: Annotated[tuple[tuple[Game, Seed], ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -145,11 +155,15 @@ class Campaign:
         """Write today's recipes and plan, give runs their folders back, and freeze everything.
 
         In a job nothing happens.
+
+        Raises:
+            ConfigurationError: when what was frozen under this name by an earlier call was changed.
         """
         if self.planning is None:
             return
         self.planning.write()
         if self.folder.exists():
+            self._check_unchanged()
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=self.folder.parent))
@@ -165,6 +179,15 @@ class Campaign:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _check_unchanged(self) -> None:
+        for name, text in self.files.items():
+            path = self.folder / name
+            if not path.is_file() or path.read_bytes() != text.encode():
+                raise ConfigurationError(
+                    f"{path}: not what an earlier call froze here, so its jobs and new ones would "
+                    f"differ. Remove {self.folder} when none of them runs; it is made anew"
+                )
 
 
 def _at_hand(run: PlannedRun, file: Path) -> Path:
@@ -191,7 +214,6 @@ def new_campaign(
     asked = tuple((run.game, run.seed) for run in planning.asked)
     document = Document(
         format=1,
-        results=plan.results.as_posix(),
         device=wanted.device,
         backend=wanted.backend,
         image=image,
@@ -231,11 +253,14 @@ def read_campaign(folder: Path) -> Campaign:
         ConfigurationError: when its files are not there, or not what they should be.
     """
     path = folder / DOCUMENT
+    plan = read_plan(folder.parents[1], folder / RECIPES)
     try:
         document = Document.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        if unknown := set(document.runs) - {(run.game, run.seed) for run in plan.runs}:
+            raise ValueError(f"{sorted(unknown)[0]} is not in its plan")
+    except (OSError, ValueError) as error:  # ValidationError is a ValueError
         raise ConfigurationError(
             f"{path}: not a campaign ({reason(error)}); the call of Snakemake that it belongs to "
             "can only be given anew"
         ) from None
-    return Campaign(folder, document, read_plan(Path(document.results), folder / RECIPES))
+    return Campaign(folder, document, plan)

@@ -15,6 +15,10 @@ from drama.files import canonical_json, sha256_text
 from drama.pipeline.config import no_plan
 from drama.runs.folder import SHORT
 
+Game = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,100}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""Of a run, as files name them."""
+
 CAMPAIGNS = "campaigns"
 """The folder of campaigns in a preset's results: what each call of Snakemake froze."""
 RECIPES = "recipes"
@@ -78,8 +82,8 @@ class Plan:
 
 
 class _Run(Frozen):
-    game: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,100}$")]
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    game: Game
+    seed: Seed
     run: Fingerprint
     evaluation: Fingerprint
     folder: str

@@ -75,16 +75,35 @@ def test_a_job_reads_it_back(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": 2}, {"device": "tpu"}, {"runs": [["Pong"]]}, {"more": 1}]
-)
-def test_a_damaged_one_is_refused(workspace: Workspace, change: dict[str, Any]) -> None:
+    "change",
+    [
+        {"format": 2}, {"device": "tpu"}, {"runs": [["Pong"]]}, {"more": 1}, {"runs": []},
+        {"image": "docker://example.org/other"}, {"image": "containers/images/../../other.sif"},
+        {"runs": [["../../other", 0]]}, {"runs": [[GAME, -1]]}, {"runs": [["Pong", 0]]},
+        {"backend": "$(touch seen)"},
+    ],
+)  # fmt: skip
+def test_a_damaged_or_hostile_one_is_refused(workspace: Workspace, change: dict[str, Any]) -> None:
     made = campaign()
     made.begin()
     path = made.folder / "campaign.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    for folder in (made.folder, workspace.root):
-        with pytest.raises(ConfigurationError, match=r"campaign\.json: not a campaign"):
-            read_campaign(folder)
+    with pytest.raises(ConfigurationError, match=r"campaign\.json: not a campaign"):
+        read_campaign(made.folder)
+    with pytest.raises(ConfigurationError, match="drama plan"):
+        read_campaign(workspace.root)
+
+
+def test_what_was_frozen_and_then_edited_is_not_used_again(workspace: Workspace) -> None:
+    campaign().begin()
+    campaign().begin()
+    path = campaign().folder / "drama/cli.py"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(ConfigurationError, match=r"drama/cli\.py: not what an earlier call froze"):
+        campaign().begin()
+    path.unlink()
+    with pytest.raises(ConfigurationError, match="Remove results/tiny/campaigns/"):
+        campaign().begin()
 
 
 def test_its_code_runs_and_names_the_commit_it_was_made_of(workspace: Workspace) -> None:

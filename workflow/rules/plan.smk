@@ -82,10 +82,13 @@ if GPU and HERE and "gpu" not in workflow.global_resources:
 @cache
 def freeze():
     """Begin the campaign, and have jobs read it in place of the configuration."""
-    if MISSING:
-        print(MISSING, file=sys.stderr)
+    try:
+        if MISSING:
+            raise MISSING
+        CAMPAIGN.begin()
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
         sys.exit(2)
-    CAMPAIGN.begin()
     workflow.config_settings.configfiles = []
     workflow.config_settings.config_args = [f'campaign="{CAMPAIGN.folder}"']
 
