@@ -11,7 +11,6 @@ and whether it keeps accounts, is the cluster's affair; here nothing depends on 
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -35,6 +34,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from drama.pipeline.campaign import Campaign
 from drama.runs.folder import STATUS
+from drama.runs.progress import Status
 
 ENDING = frozenset({"COMPLETING", "STAGE_OUT"})
 """States of jobs that squeue still lists although they will do nothing more."""
@@ -110,7 +110,7 @@ class Executor(SlurmExecutor):
         self._left: dict[str, QueuedJob] = queued_jobs(self.workflow.workdir_init)
         self._behind: dict[str, str] = {}
         self._refused: dict[Any, str | None] = {}
-        self._said: dict[Any, str] = {}
+        self._said: dict[Any, Status | None] = {}
         self._unlisted: dict[str, float] = {}
         self._ending = threading.Event()
 
@@ -216,12 +216,9 @@ class Executor(SlurmExecutor):
         Only what was said since the job was submitted counts.
         """
         job, said = job_info.job, _status(job_info.job)
-        with suppress(ValueError, TypeError, KeyError):
-            status = json.loads(said) if said != self._said.get(job) else {}
-            if status.get("permanent"):
-                msg = f"{msg or ''} It would fail again, so it is not tried again: "
-                msg += f"{status['message']} "
-                job.attempt = max(job.attempt, job.restart_times + 1)
+        if said and said.permanent and said != self._said.get(job):
+            msg = f"{msg or ''} It would fail again, so it is not tried again: {said.message} "
+            job.attempt = max(job.attempt, job.restart_times + 1)
         super().report_job_error(job_info, msg=msg, **more)
 
     async def check_active_jobs(
@@ -298,12 +295,9 @@ def _work(job: Any) -> str:
     return f"rule_{job.name}" + (f"_wildcards_{wildcards}" if wildcards else "")
 
 
-def _status(job: Any) -> str:
-    """Return what the status.json says that lies beside a job's output; nothing without one."""
-    try:
-        return Path(job.output[0]).with_name(STATUS).read_text(encoding="utf-8")
-    except (OSError, IndexError):
-        return ""
+def _status(job: Any) -> Status | None:
+    """Return what the status.json says that lies beside a job's output; None without one."""
+    return Status.read(Path(job.output[0]).with_name(STATUS)) if job.output else None
 
 
 def use(campaign: Campaign | None = None) -> None:

@@ -24,7 +24,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, TextIO
+
+from pydantic import Field, TypeAdapter
 
 from drama.errors import DramaError
 from drama.files import sha256_text
@@ -40,6 +42,12 @@ PAUSE = 5.0
 
 _FLOCK_WORKS: dict[int, bool] = {}
 """Which file systems have flock, by their device numbers."""
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=255)]
+"""Of a node or a cluster."""
+MOST = 4096
+"""Bytes of a lock file that are read."""
 
 
 class RunBusy(DramaError):
@@ -59,11 +67,11 @@ class Holder:
         cluster: the Slurm cluster that the job is of.
     """
 
-    host: str
-    process: int
-    job: str | None = None
-    since: str = ""
-    cluster: str | None = None
+    host: Name
+    process: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    job: Annotated[str, Field(pattern=r"^[0-9]{1,20}$")] | None = None
+    since: Annotated[str, Field(max_length=64)] = ""
+    cluster: Name | None = None
 
     @classmethod
     def this(cls) -> Holder:
@@ -75,17 +83,19 @@ class Holder:
     @classmethod
     def parse(cls, text: str) -> Holder | None:
         """Return whom a lock file names; None when it is empty or damaged."""
-        if early := re.fullmatch(r"process (\d+) on (.+)", text):
-            return cls(early[2], int(early[1]))
         try:
-            holder = cls(**json.loads(text))
-            return holder if isinstance(holder.process, int) else None
-        except (ValueError, TypeError):
+            if early := re.fullmatch(r"process (\d{1,10}) on (.+)", text):
+                return _HOLDER.validate_python({"host": early[2], "process": int(early[1])})
+            return _HOLDER.validate_json(text, strict=True)
+        except ValueError:  # ValidationError is one
             return None
 
     def __str__(self) -> str:
         job = f", Slurm job {self.job}" if self.job else ""
         return f"process {self.process} on {self.host}{job}"
+
+
+_HOLDER = TypeAdapter(Holder)
 
 
 @dataclass(frozen=True)
@@ -231,7 +241,7 @@ def _look(path: Path) -> _Look | None:
                     flocked = False
                 except BlockingIOError:
                     flocked = True
-            text, found = file.read(), os.fstat(file.fileno())
+            text, found = file.read(MOST), os.fstat(file.fileno())
     except FileNotFoundError:
         return None
     identity = sha256_text(f"{found.st_ino} {text}")[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -12,8 +11,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Literal, Self
 
+from pydantic import Field, TypeAdapter
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import (
     BarColumn,
@@ -44,6 +44,13 @@ SHOWN = {
 """Which metrics are shown while a run goes on, and how."""
 
 
+Steps = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Word = Annotated[str, Field(max_length=64)]
+LONGEST = 10_000
+"""Characters of a message that are kept."""
+
+
 @dataclass
 class Status:
     """A run's live state, as kept in status.json for whoever asks from another machine.
@@ -61,40 +68,45 @@ class Status:
         permanent: whether it failed in a way that trying again would not change.
     """
 
-    fingerprint: str
-    state: str
-    step: int
-    total_steps: int
-    steps_per_second: float = 0.0
-    last_return: float | None = None
-    wall_seconds: float = 0.0
-    updated: str = ""
-    message: str = ""
+    fingerprint: Word
+    state: Literal["running", "stopped", "done", "failed"]
+    step: Steps
+    total_steps: Steps
+    steps_per_second: Amount = 0.0
+    last_return: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    wall_seconds: Amount = 0.0
+    updated: Word = ""
+    message: Annotated[str, Field(max_length=LONGEST)] = ""
     permanent: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> Status | None:
+        """Read status.json; None when there is none, or none that `write` could have written."""
+        try:
+            return _STATUS.validate_json(path.read_bytes(), strict=True)
+        except (OSError, ValueError):  # ValidationError is a ValueError
+            return None
 
     @classmethod
     def resumed(cls, path: Path, fingerprint: str, total_steps: int) -> Status:
         """Return the state of a run that begins, or goes on, with what earlier sittings left."""
-        status = cls(fingerprint, "running", 0, total_steps)
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            # It only informs: a run does not depend on it.
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-            if earlier["fingerprint"] == fingerprint:
-                status.wall_seconds = float(earlier["wall_seconds"])
-                status.last_return = earlier["last_return"]
+        status, earlier = cls(fingerprint, "running", 0, total_steps), cls.read(path)
+        if earlier and earlier.fingerprint == fingerprint:
+            status.wall_seconds, status.last_return = earlier.wall_seconds, earlier.last_return
         return status
 
     @classmethod
     def failed(cls, path: Path, fingerprint: str, total_steps: int, error: DramaError) -> None:
         """Write status.json of a run that failed, with what is known of it from before."""
         status = cls.resumed(path, fingerprint, total_steps)
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            status.step = int(json.loads(path.read_text(encoding="utf-8"))["step"])
+        if earlier := cls.read(path):
+            status.step = earlier.step
         status.fail(path, error)
 
     def write(self, path: Path) -> None:
         """Write status.json."""
         self.updated = datetime.now(UTC).isoformat(timespec="seconds")
+        self.message = self.message[:LONGEST]
         write_json(path, asdict(self))
 
     def fail(self, path: Path, error: Exception) -> None:
@@ -102,6 +114,9 @@ class Status:
         self.state, self.message = "failed", str(error)
         self.permanent = isinstance(error, DramaError) and error.is_permanent
         self.write(path)
+
+
+_STATUS = TypeAdapter(Status)
 
 
 class Detail(ProgressColumn):

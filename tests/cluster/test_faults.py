@@ -36,7 +36,8 @@ rule hopeless:
     output: "runs/{name}/hopeless.txt"
     shell:
         "echo {wildcards.name} >> attempts;"
-        " echo '{{\\"permanent\\": true, \\"message\\": \\"loss is nan\\"}}'"
+        " echo '{{\\"fingerprint\\": \\"\\", \\"state\\": \\"failed\\", \\"step\\": 1,"
+        " \\"total_steps\\": 2, \\"permanent\\": true, \\"message\\": \\"loss is nan\\"}}'"
         " > runs/{wildcards.name}/status.json;"
         " exit 3"
 

@@ -43,7 +43,8 @@ class Job:
         return False
 
     def status(self, **said: object) -> None:
-        Path(self.output[0]).with_name("status.json").write_text(json.dumps(said))
+        of_the_run = {"fingerprint": "abc", "state": "failed", "step": 1, "total_steps": 2}
+        Path(self.output[0]).with_name("status.json").write_text(json.dumps(of_the_run | said))
 
 
 class Cluster:

@@ -278,8 +278,18 @@ def test_lock_files_of_version_0_1_0_are_understood(
     assert is_busy(folder)
 
 
+# Also by a stranger: a process that stands for all of them, a job that is an option of squeue's.
+DAMAGED = (
+    "", "{", "[]", '{"host": "node7"}', '{"process": "1"}', "\0", "[" * 100_000,
+    '{"host": "node7", "process": -1}', '{"host": "node7", "process": 0}',
+    '{"host": "node7", "process": 1e99}', '{"host": ["node7"], "process": 1}',
+    '{"host": "node7", "process": 1, "job": "1 --user=root"}',
+    '{"host": "' + "n" * 1000 + '", "process": 1}', "process 99999999999999999999 on node7",
+)  # fmt: skip
+
+
 @pytest.mark.usefixtures("either")
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "node7"}', '{"process": "1"}', "\0"])
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_lock_file_counts_as_one_that_is_just_being_written(
     folder: Path, text: str
 ) -> None:

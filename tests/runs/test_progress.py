@@ -195,3 +195,30 @@ def test_an_error_is_not_hidden_by_a_status_that_cannot_be_written(
 
     with pytest.raises(ZeroDivisionError, match="what really happened"):
         steps(folder / "status.json", status, fail)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1}, {"step": "20"}, {"step": 1e300}, {"total_steps": None}, {"state": "lost"},
+        {"steps_per_second": math.inf}, {"steps_per_second": -1.0}, {"last_return": math.nan},
+        {"message": "x" * 1_000_000}, {"updated": ["now"]}, {"permanent": "yes"},
+        {"fingerprint": "x" * 1000},
+    ],
+)  # fmt: skip
+def test_a_status_that_was_not_written_here_is_none(
+    status: Status, tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = tmp_path / "status.json"
+    status.message = "why" * 10_000
+    status.write(path)
+    assert Status.read(path) == status and len(status.message) == 10_000
+    path.write_text(json.dumps(read(path) | change))
+    assert Status.read(path) is None
+    assert Status.resumed(path, FINGERPRINT, 100) == Status(FINGERPRINT, "running", 0, 100)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, "\xff"])
+def test_what_is_no_status_at_all_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text, encoding="latin-1")
+    assert Status.read(tmp_path / "status.json") is None

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from drama.pipeline.artifacts.evaluations import EvaluationDamaged, read_noted
 from drama.pipeline.config import no_plan
@@ -22,6 +21,7 @@ from drama.pipeline.history import earlier_run, noted_evaluation
 from drama.pipeline.plans import PlannedRun, read_plan
 from drama.runs.folder import SHORT, STATUS
 from drama.runs.locks import died_here, read_holder
+from drama.runs.progress import Status
 
 SILENCE = 120.0
 """Seconds without a word after which a trainer on another node is taken for dead."""
@@ -123,15 +123,12 @@ def as_written(run: PlannedRun) -> RunStatus:
 
 def _status(run: PlannedRun, alive: Callable[[Path, str], bool]) -> RunStatus:
     logs = run.results / "logs" / run.game / f"seed{run.seed}"
-    live = _live(run.folder / STATUS, run.fingerprint)
-    found = RunStatus(
-        run.game,
-        run.seed,
-        str(live.get("state", "waiting")),
-        live.get("step"),
-        live.get("total_steps"),
-        last_return=live.get("last_return"),
-    )
+    found, live = RunStatus(run.game, run.seed, "waiting"), Status.read(run.folder / STATUS)
+    if live and live.fingerprint == run.fingerprint:
+        steps, last = (live.step, live.total_steps), live.last_return
+        found = RunStatus(run.game, run.seed, live.state, *steps, last_return=last)
+    else:
+        live = None
     if run.record.exists():
         score = _score(run.evaluation)
         if score is not None:
@@ -143,14 +140,13 @@ def _status(run: PlannedRun, alive: Callable[[Path, str], bool]) -> RunStatus:
         score = _score(run.folder / noted.name) if noted else None
         found = replace(found, step=made.steps, total_steps=made.steps, commit=made.commit)
         return replace(found, state="earlier code", last_return=score)
-    if found.state == "failed":
+    if live and live.state == "failed":
         log = _last_line(logs / f"train-{run.fingerprint[:SHORT]}.log")
-        return replace(found, detail=log or str(live.get("message", "")))
-    if found.state in ("running", "done"):  # a record is written a moment after the last step
-        if not alive(run.folder, str(live.get("updated", ""))):
+        return replace(found, detail=log or live.message)
+    if live and live.state in ("running", "done"):  # a record comes a moment after the last step
+        if not alive(run.folder, live.updated):
             return replace(found, state="lost")
-        rate = float(live.get("steps_per_second") or 0) or None
-        return replace(found, state="running", steps_per_second=rate)
+        return replace(found, state="running", steps_per_second=live.steps_per_second or None)
     if found.total_steps is None:
         return replace(found, total_steps=planned_steps(run.recipe))
     return found
@@ -163,15 +159,6 @@ def planned_steps(recipe: Path) -> int | None:
         return int(settings["training"]["total_steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _live(path: Path, fingerprint: str) -> dict[str, Any]:
-    """Return what a run's status.json says; nothing when it is of another run, or unreadable."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return data if data["fingerprint"] == fingerprint else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _score(path: Path) -> float | None:
