@@ -7,7 +7,6 @@ there is neither, nothing is estimated.
 from __future__ import annotations
 
 import heapq
-import json
 import shutil
 import textwrap
 from collections import Counter
@@ -20,6 +19,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from drama.pipeline.artifacts.records import Record
 from drama.pipeline.artifacts.status import (
     RunStatus,
     counted,
@@ -130,15 +130,14 @@ def _finished(run: PlannedRun) -> Finished | None:
             return None
         path = made.record
     try:
-        record = json.loads(path.read_bytes())
-        sizes = {str(item["path"]): int(item["bytes"]) for item in record["artifacts"]}
-        large = sum(size for name, size in sizes.items() if name.startswith((CHECKPOINT, REPLAY)))
-        beside = [path, *run.folder.glob("evaluation*")]
-        in_git = sum(sizes.values()) - large + sum(file.stat().st_size for file in beside)
-        seconds = float(record["wall_seconds"])
-        return Finished(str(record["device"]), int(record["steps"]), seconds, in_git, large)
-    except (OSError, ValueError, KeyError, TypeError):
+        record = Record.model_validate_json(path.read_bytes())
+        beside = sum(file.stat().st_size for file in (path, *run.folder.glob("evaluation*")))
+    except (OSError, ValueError):  # ValidationError is one
         return None  # `drama verify` says what is wrong with it
+    sizes = {item.path: item.bytes for item in record.artifacts}
+    large = sum(size for name, size in sizes.items() if name.startswith((CHECKPOINT, REPLAY)))
+    in_git = sum(sizes.values()) - large + beside
+    return Finished(record.device, record.steps, record.wall_seconds, in_git, large)
 
 
 # --- how long ------------------------------------------------------------------------------------
