@@ -12,8 +12,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -107,14 +107,13 @@ class Campaign:
 
     @cached_property
     def runs(self) -> dict[tuple[str, str], PlannedRun]:
-        """The runs that were asked for, by game and seed as Snakemake's wildcards name them."""
+        """The runs that were asked for, by game and seed as Snakemake's wildcards name them.
+
+        Their recipes are the frozen ones.
+        """
         asked = set(self.document.runs)
         runs = (run for run in self.plan.runs if (run.game, run.seed) in asked)
-        return {(run.game, str(run.seed)): run for run in runs}
-
-    def recipe(self, run: PlannedRun) -> Path:
-        """Return a run's frozen recipe."""
-        return self.recipes / run.game / run.recipe.name
+        return {(run.game, str(run.seed)): replace(run, recipes=self.recipes) for run in runs}
 
     # --- what there is to make -------------------------------------------------------------------
 
@@ -129,6 +128,15 @@ class Campaign:
     def is_made(self, run: PlannedRun) -> bool:
         """Say whether a run is trained and evaluated."""
         return self.record(run).exists() and self.evaluation(run).exists()
+
+    def made(self, games: Collection[str] | None = None) -> list[Path]:
+        """Return the records and evaluations of the runs of some games; of all when left out."""
+        return [
+            place(run)
+            for run in self.runs.values()
+            if games is None or run.game in games
+            for place in (self.record, self.evaluation)
+        ]
 
     @cached_property
     def changed_games(self) -> list[str]:

@@ -9,7 +9,7 @@ question of names, never of modification times.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from drama.agent.settings import CATCH, EvaluationSettings, Recipe
 from drama.errors import ConfigurationError, reason
 from drama.files import canonical_json, sha256_text, write_text
-from drama.pipeline.config import Preset, load_experiment, load_preset, read_recipe_text
+from drama.pipeline.config import Experiment, Preset, load_experiment, load_preset, read_recipe_text
 from drama.pipeline.fingerprints import (
     LOCK_FILE,
     Choices,
@@ -141,21 +141,8 @@ def prepare(
     for game, own in wanted.games.items():
         layer = Layer(str(experiment), own, prefix=f"games.{game}")
         preset = load_preset(wanted.preset, layer, *settings)
-        run_settings = preset.settings()
-        code = run_code(Choices.of(game, run_settings))
         complete &= game not in CATCH and is_complete_protocol(preset)
-        for seed in wanted.seeds:
-            recipe = Recipe(
-                format=1,
-                preset=wanted.preset,
-                game=game,
-                seed=seed,
-                settings=run_settings,
-                code=code,
-                runtime=runtime(),
-            )
-            text = recipe_text(recipe)
-            evaluation = evaluation_text(sha256_text(text), preset.evaluation, evaluation_code())
+        for seed, text, evaluation in _recipes(wanted, preset, game):
             run = PlannedRun(results, game, seed, sha256_text(text), sha256_text(evaluation))
             texts |= {run.recipe: text, evaluation_recipe(run.recipe): evaluation}
             runs.append(run)
@@ -167,6 +154,24 @@ def prepare(
     made = _plan_of(wanted.preset, results, complete, asked, report_code())
     planning = Planning(made, asked, texts, complete, report_code(), narrowed)
     return _over_earlier(planning) if narrowed else planning
+
+
+def _recipes(wanted: Experiment, preset: Preset, game: str) -> Iterator[tuple[int, str, str]]:
+    """Yield the seeds of a game with the recipes of the run and of its evaluation."""
+    settings, todays = preset.settings(), evaluation_code()
+    code = run_code(Choices.of(game, settings))
+    for seed in wanted.seeds:
+        recipe = Recipe(
+            format=1,
+            preset=wanted.preset,
+            game=game,
+            seed=seed,
+            settings=settings,
+            code=code,
+            runtime=runtime(),
+        )
+        text = recipe_text(recipe)
+        yield seed, text, evaluation_text(sha256_text(text), preset.evaluation, todays)
 
 
 def _plan_of(

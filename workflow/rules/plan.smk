@@ -102,21 +102,15 @@ def begin():
 def goals(wildcards):
     """Return what this call is to bring about."""
     begin()
-    runs = CAMPAIGN.runs.values()
-    made = [
-        place(run) for run in runs for place in (CAMPAIGN.record, CAMPAIGN.evaluation)
-    ]
-    return local([*made, *(REPORTED.format(what=what) for what in CAMPAIGN.reports)])
+    done = [REPORTED.format(what=what) for what in CAMPAIGN.reports]
+    return local([*CAMPAIGN.made(), *done])
 
 
 def reported(wildcards):
     """Return what a report waits for."""
-    games = (
-        CAMPAIGN.changed_games if wildcards.what == "everything" else [wildcards.what]
-    )
-    runs = [run for run in CAMPAIGN.runs.values() if run.game in games]
+    everything = wildcards.what == "everything"
     return local(
-        [place(run) for run in runs for place in (CAMPAIGN.record, CAMPAIGN.evaluation)]
+        CAMPAIGN.made(CAMPAIGN.changed_games if everything else [wildcards.what])
     )
 
 
@@ -128,7 +122,7 @@ def run(wildcards):
 
 def recipe(wildcards):
     """Return a run's frozen recipe."""
-    return CAMPAIGN.recipe(run(wildcards))
+    return run(wildcards).recipe
 
 
 def device(wildcards, resources):
