@@ -74,7 +74,12 @@ def make_run(run: PlannedRun) -> None:
         {"path": name, "sha256": sha256_file(run.folder / name), "bytes": size}
         for name, size in sorted(sizes.items())
     ]
-    record = {"format": 1, "fingerprint": run.fingerprint, "artifacts": artifacts}
+    record = {
+        "format": 1, "fingerprint": run.fingerprint, "artifacts": artifacts,
+        "recipe": json.loads(run.recipe.read_bytes()), "versions": {}, "device": "cpu",
+        "backend": "torch", "wall_seconds": 3600.0, "steps": 100_000, "git_commit": None,
+        "finished": "2026-11-28T00:00:00+00:00",
+    }  # fmt: skip
     run.record.write_text(canonical_json(record))
 
 
@@ -83,10 +88,13 @@ def write_evaluation(run: PlannedRun) -> None:
     asked = {"episodes": 100, "environments": 1, "actions": "greedy", "both": False}
     header = {
         "run": run.fingerprint, "fingerprint": run.evaluation_fingerprint, "device": "cpu",
-        "settings": asked | {"enough_same": 0},
+        "backend": "torch", "played": {"greedy": 100}, "settings": asked | {"enough_same": 0},
     }  # fmt: skip
     returns = [float(run.seed)] * 100
-    table = pa.table({"episode_return": returns, "truncated": [False] * 100})
+    table = pa.table({
+        "actions": ["greedy"] * 100, "episode_return": returns, "truncated": [False] * 100,
+        "played": [f"{index:064x}" for index in range(100)],
+    })  # fmt: skip
     pq.write_table(table.replace_schema_metadata({"drama": json.dumps(header)}), run.evaluation)
 
 
