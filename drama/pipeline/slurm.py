@@ -57,8 +57,8 @@ PASSING = (
 """What sbatch says when Slurm does not answer for a moment."""
 PAUSES = (5, 10, 20, 40, 80, 160)
 """Seconds before sbatch is tried again then, until that counts as a failed attempt."""
-LONGEST = 180
-"""Seconds between two questions about states at most."""
+GROWTH, LONGEST = 1.5, 180
+"""How pauses between two questions about states grow while no job ends, and to how many seconds."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Executor(SlurmExecutor):
     """
 
     campaign: Campaign | None = None
-    _pause = 0  # the thread that asks for states begins before __post_init__
+    _pause = 0.0  # the thread that asks for states begins before __post_init__
 
     def __post_init__(self, test_mode: bool = False) -> None:
         super().__post_init__(test_mode)
@@ -252,8 +252,8 @@ class Executor(SlurmExecutor):
                 continue
             over = True
         shortest = self.workflow.executor_settings.init_seconds_before_status_checks
-        longer = min(self._pause + 10, LONGEST)
-        self._pause = shortest if over or not active_jobs else longer
+        longer = min(GROWTH * self._pause, LONGEST)
+        self._pause = shortest if over or not active_jobs else max(longer, shortest)
         self.next_seconds_between_status_checks = self._pause
 
     def _state(self, info: SubmittedJobInfo, states: dict[str, str] | None) -> str:

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -168,9 +169,10 @@ def near_the_time_limit(project: Project, game: str, seed: int) -> None:
 
     def let_it_go_on() -> None:
         status, wanted = Path(f"/proc/{trainer}/status"), 1 << (signal.SIGTERM - 1)
-        while not int(re.findall(r"^ShdPnd:\s*(\w+)", status.read_text(), re.M)[0], 16) & wanted:
-            time.sleep(0.2)
-        os.kill(trainer, signal.SIGCONT)
+        with suppress(OSError):  # Slurm may have let it go on itself, and it saved and ended
+            while not int(re.findall(r"ShdPnd:\s*(\w+)", status.read_text())[0], 16) & wanted:
+                time.sleep(0.2)
+            os.kill(trainer, signal.SIGCONT)
 
     threading.Thread(target=let_it_go_on, daemon=True).start()
 
