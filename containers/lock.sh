@@ -29,7 +29,9 @@ with_cuda() { compile --python-platform x86_64-manylinux_2_28 "$@"; }
 without() { sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' "$@"; }
 
 echo uv | everywhere - --output-file installer.lock
-everywhere run.in report.in workflow.in dev.in --output-file "$all"
+# roc-validator asks for an earlier rich than runs have, and works with theirs.
+echo "rich>=15" |
+    everywhere run.in report.in workflow.in dev.in --overrides - --output-file "$all"
 
 # Only the CUDA build of torch asks for the first, and only Windows for colorama.
 everywhere run.in --constraints "$all" $(without "$all" | grep -E ' (nvidia-|cuda-|triton)') \
@@ -37,8 +39,9 @@ everywhere run.in --constraints "$all" $(without "$all" | grep -E ' (nvidia-|cud
 everywhere report.in --constraints "$all" $(without run.lock) --output-file report.lock
 everywhere workflow.in --constraints "$all" $(without run.lock report.lock) \
     --output-file workflow.lock
-everywhere dev.in --constraints "$all" $(without run.lock report.lock workflow.lock) \
-    --output-file dev.lock
+echo "rich>=15" |
+    everywhere dev.in --constraints "$all" $(without run.lock report.lock workflow.lock) \
+        --overrides - --output-file dev.lock
 
 with_cuda run.in --constraints "$all" $(without run.lock) --output-file cuda.lock
 # What mamba-ssm asks for on top of kernels.in is for Mamba-3 only, whose absence is caught there.
