@@ -344,13 +344,13 @@ def record(results: options.RecordedResults = None, if_kept: options.IfKept = Fa
 
 @app.command(rich_help_panel=RESULTS)
 def stages() -> None:
-    """Write dvc.yaml anew from config/config.yaml.
+    """Have DVC keep the results of config/config.yaml's preset, in place of another's.
 
-    It is due after a change of that file's games, seeds or preset.
+    `drama record` then writes into dvc.yaml and dvc.lock what is recorded of them.
     """
     from drama.pipeline.artifacts.stages import DVC_YAML, write_stages
 
-    print(f"{DVC_YAML}: {write_stages()} stages")
+    print(f"{DVC_YAML}: DVC keeps {write_stages()}")
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -228,13 +228,52 @@ def test_results_on_another_disk_are_kept_through_a_link(project: Clone) -> None
     assert NOTHING in project.run(*SNAKEMAKE, "-n")
 
 
-def test_a_dvc_yaml_of_other_games_is_said_so_and_the_rest_recorded(
-    fresh: Clone, record_in: Callable[[Clone], Recorded]
+def test_a_run_that_is_not_trained_has_no_stage_and_fails_no_pull(
+    project: Clone, record_in: Callable[[Clone], Recorded]
 ) -> None:
-    fresh.replace("config/config.yaml", "Boxing: {}", "Boxing: {}\n  Krull: {}")
-    done = record_in(fresh)
-    assert any("drama stages" in problem for problem in done.problems)
-    assert {"train@Boxing-0", "train@Pong-0"} <= set(stages(fresh))
+    project.replace("config/config.yaml", "Boxing: {}", "Boxing: {}\n  Krull: {}")
+    project.run("drama", "plan")
+    done = record_in(project)
+    assert (done.unfinished, done.problems) == (1, [])
+    assert "Krull" not in (project.root / "dvc.yaml").read_text(encoding="utf-8")
+    shutil.rmtree(project.root / ".dvc/cache")
+    (project.root / CHECKPOINT).unlink()
+    project.run("dvc", "pull")
+    assert project.present("Pong") == project.blobs("Pong")
+    assert "Krull" not in project.run("dvc", "repro", "--dry", "--allow-missing")
+
+
+@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\nvars: []\n", "stages: []\n"])
+def test_a_damaged_dvc_yaml_is_written_anew(
+    project: Clone, record_in: Callable[[Clone], Recorded], content: str
+) -> None:
+    path = project.root / "dvc.yaml"
+    before = path.read_text(encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
+    done = record_in(project)
+    assert path.read_text(encoding="utf-8") == before
+    assert done.problems == [] and ["unreadable" in note for note in done.notes] == [True]
+    assert CLEAN in project.run("dvc", "status")
+
+
+def test_another_preset_is_kept_when_asked_for(
+    project: Clone, record_in: Callable[[Clone], Recorded]
+) -> None:
+    before = project.lock()
+    source = project.root / "config/presets"
+    shutil.copy(source / "tiny.yaml", source / "other.yaml")
+    project.replace("config/config.yaml", "preset: tiny", "preset: other")
+    project.run("drama", "plan")
+    assert "DVC keeps results/tiny" in project.run("drama", "record")
+    assert project.lock() == before
+    project.run("drama", "stages")
+    done = record_in(project)
+    assert any("dropped" in note and "train@Pong-0" in note for note in done.notes)
+    assert stages(project) == {}
+    project.replace("config/config.yaml", "preset: other", "preset: tiny")
+    project.run("drama", "stages")
+    record_in(project)
+    assert project.lock() == before
 
 
 def test_what_is_not_asked_for_any_more_is_dropped_and_said_so(
@@ -242,7 +281,6 @@ def test_what_is_not_asked_for_any_more_is_dropped_and_said_so(
 ) -> None:
     blobs = project.present("Boxing")
     project.replace("config/config.yaml", "  Boxing: {}\n", "")
-    project.run("drama", "stages")
     assert "Boxing seed0" in project.run("drama", "plan")
     assert not list((project.root / "results/tiny/recipes/Boxing").glob("*"))
     done = record_in(project)

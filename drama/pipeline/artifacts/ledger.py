@@ -9,16 +9,14 @@ the record names. How files get into the cache is DVC's own doing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
-from drama.errors import ConfigurationError, DramaError, reason
-from drama.files import remove_leftovers
+from drama.errors import ConfigurationError, DramaError
+from drama.files import remove_leftovers, write_text
 from drama.pipeline.artifacts.evaluations import note_evaluation
 from drama.pipeline.artifacts.integrity import NotRecorded, is_text_of, verify
 from drama.pipeline.artifacts.lockfile import LOCK, Entries, Ledger, read_ledger, write_ledger
@@ -27,6 +25,7 @@ from drama.pipeline.artifacts.repository import PROCESSES, Repository
 from drama.pipeline.artifacts.stages import (
     DVC_YAML,
     EXPERIMENT,
+    covered_results,
     dvc_yaml,
     is_outside,
     remedy,
@@ -75,10 +74,10 @@ def record(results: Path | None = None) -> Recorded:
     """Record every whole run of today's plan, its evaluation and the report.
 
     Args:
-        results: results/<preset>; other results than those dvc.yaml covers are left alone.
+        results: results/<preset>; other results than those dvc.yaml is about are left alone.
 
     Raises:
-        NothingToRecord: without dvc.yaml or git, or for results that dvc.yaml does not cover.
+        NothingToRecord: without dvc.yaml or git, or for results that dvc.yaml is not about.
         ConfigurationError: when today's plan cannot be made, or there is no such folder.
         NotRecorded: when DVC itself is missing or cannot go on.
     """
@@ -110,7 +109,7 @@ def record_plan() -> str | None:
             ledger = read_ledger()
             if ledger.damage:
                 return f"{LOCK}: {ledger.damage}; `drama record` repairs it"
-            if not repository.is_recorded("plan", ledger.entries):
+            if repository.knows("plan") and not repository.is_recorded("plan", ledger.entries):
                 write_ledger(ledger.entries | {"plan": repository.commit("plan")})
     except NothingToRecord:
         return None
@@ -137,30 +136,47 @@ class _Recorder:
         self.before = dict(self.entries)
 
     def record_all(self) -> None:
-        """Find what is to be recorded, record it, and replace dvc.lock when anything changed."""
+        """Find what is to be recorded, record it, and replace dvc.yaml and dvc.lock with it."""
         if self.ledger.damage:
             self.outcome.notes.append(
                 f"{LOCK}: {self.ledger.damage}; repaired from the runs' records"
             )
+        if covered_results() is None:
+            self.outcome.notes.append(f"{DVC_YAML}: unreadable; written anew")
         if self.repository.mend_processes():
             self.outcome.notes.append(f"{PROCESSES}: left unreadable by a killed process; removed")
         self._drop_unknown()
-        for run in self._covered():
-            if self._is_ready(run):
-                with self._troubles():
-                    self._record_run(run)
-        with self._troubles():
-            self._record_report()
-        with self._troubles():
-            if all(is_text_of(run.recipe, run.fingerprint) for run in self.planned.runs):
-                self._commit_changed("plan")
+        ready = [run for run in self.planned.runs if self._is_ready(run)]
+        self._write_stages({*self.entries, *(stage for run in ready for stage in _stages(run))})
+        for run in ready:
+            with self._troubles():
+                self._record_run(run)
+        self._write_stages({*self.entries, "report"})  # it needs what is recorded by now
+        if self.repository.knows("plan"):
+            with self._troubles():
+                self._record_report()
+            with self._troubles():
+                if all(is_text_of(run.recipe, run.fingerprint) for run in self.planned.runs):
+                    self._commit_changed("plan")
+        else:
+            self.entries.clear()
+        self._write_stages(self.entries)
         if self.entries != self.before or self.ledger.damage:
             write_ledger(self.entries)
         self.outcome.stages = len(self.entries)
 
     def _drop_unknown(self) -> None:
-        """Drop what dvc.yaml has no stages for any more, such as those of a game taken out."""
-        unknown = [stage for stage in self.entries if not self.repository.knows(stage)]
+        """Drop what today's configuration has no place for, such as a game that was taken out."""
+        todays = {"plan", "report"}
+        for run in self.planned.runs:
+            todays |= {f"train@{run.game}-{run.seed}", f"evaluate@{run.game}-{run.seed}"}
+        place = f"{results_folder(self.experiment)}/"
+        unknown = [
+            stage
+            for stage, entry in self.entries.items()
+            if stage not in todays
+            or not any(out["path"].startswith(place) for out in entry.get("outs") or ())
+        ]
         for stage in unknown:
             del self.entries[stage]
         if unknown:
@@ -169,15 +185,12 @@ class _Recorder:
                 "Their files stay where they are; an earlier commit's dvc.lock names them"
             )
 
-    def _covered(self) -> list[PlannedRun]:
-        """Today's runs that dvc.yaml has stages for."""
-        if DVC_YAML.read_text(encoding="utf-8") != dvc_yaml(self.experiment):
-            self.outcome.problems.append(
-                f"{DVC_YAML} does not hold what {EXPERIMENT} asks for: `drama stages` writes it "
-                "anew, and `drama record` then records the rest"
-            )
-        runs = self.planned.runs
-        return [run for run in runs if self.repository.knows(f"train@{run.game}-{run.seed}")]
+    def _write_stages(self, stages: Collection[str]) -> None:
+        """Have dvc.yaml hold these stages and no others."""
+        text = dvc_yaml(self.experiment, stages)
+        if not DVC_YAML.exists() or DVC_YAML.read_text(encoding="utf-8") != text:
+            write_text(DVC_YAML, text)
+            self.repository.read_stages()
 
     def _is_ready(self, run: PlannedRun) -> bool:
         """Say whether a run is whole and its recipe on disk is today's."""
@@ -239,30 +252,25 @@ class _Recorder:
             self._commit_changed("report")
 
 
+def _stages(run: PlannedRun) -> list[str]:
+    """Return a run's stages, those that there is something for."""
+    names = ["train", "evaluate"] if run.evaluation.exists() else ["train"]
+    return [f"{name}@{run.game}-{run.seed}" for name in names]
+
+
 def _check_usable(results: Path | None, experiment: Experiment) -> None:
     """Raise NothingToRecord where nothing is to be recorded."""
     if not Path(".dvc/config").is_file() or not DVC_YAML.is_file():
         raise NothingToRecord("nothing recorded: DVC is not set up here (no .dvc/config, dvc.yaml)")
     if not any((place / ".git").exists() for place in (Path.cwd(), *Path.cwd().parents)):
         raise NothingToRecord("nothing recorded: DVC needs a git repository, and this is none")
-    covered = _covered_results()
+    wanted = results_folder(experiment) if results is None else os.path.normpath(results)
+    covered = covered_results() or results_folder(experiment)
     if is_outside(covered):
         raise NotRecorded(f"{DVC_YAML}: {covered}: {remedy(covered)}, then `drama stages`")
-    wanted = Path(results_folder(experiment)) if results is None else results
-    if is_outside(str(wanted)):
-        raise NothingToRecord(f"{wanted}: not recorded. {remedy(str(wanted))}")
-    if os.path.normpath(wanted) != covered:
+    if is_outside(wanted):
+        raise NothingToRecord(f"{wanted}: not recorded. {remedy(wanted)}")
+    if wanted != covered:
         raise NothingToRecord(f"{wanted}: not recorded; DVC keeps {covered} (dvc.yaml)")
     if find_spec("dvc") is None:
         raise NotRecorded("nothing recorded: DVC is not installed here; `make setup`")
-
-
-def _covered_results() -> str:
-    """Return the results folder that dvc.yaml covers, read without DVC, which may be missing."""
-    try:
-        stages = yaml.safe_load(DVC_YAML.read_text(encoding="utf-8"))["stages"]
-        return str(stages["report"]["cmd"].split()[-1])
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise NotRecorded(
-            f"{DVC_YAML}: unreadable ({reason(error)}); `drama stages` writes it anew"
-        ) from None

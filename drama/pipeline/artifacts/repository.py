@@ -33,10 +33,15 @@ class Repository:
     """
 
     def __init__(self, repository: Repo) -> None:
+        self._repository = repository
+        self.cache = Path(repository.cache.local.path)
+        self.read_stages()
+
+    def read_stages(self) -> None:
+        """Read dvc.yaml anew, when it is next needed."""
         from dvc.dvcfile import ProjectFile
 
-        self._file = ProjectFile(repository, str(DVC_YAML.absolute()))
-        self.cache = Path(repository.cache.local.path)
+        self._file = ProjectFile(self._repository, str(DVC_YAML.absolute()))
 
     @classmethod
     @contextmanager

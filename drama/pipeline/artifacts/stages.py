@@ -1,11 +1,15 @@
-"""The pipeline as DVC sees it: dvc.yaml, its stages and what each needs and makes.
+"""The recorded runs as DVC sees them: dvc.yaml, its stages and what each needs and makes.
 
-`dvc stage add` knows no matrix: it would be called 262 times, for a second of processor time each.
+A run has stages from when it is first recorded. With stages for every planned run, as a matrix over
+games and seeds would give, one that is not trained makes a whole `dvc pull` fail, and `dvc repro
+--dry --allow-missing` says of it that it "didn't change".
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,10 @@ DVC_YAML = Path("dvc.yaml")
 EXPERIMENT = Path("config/config.yaml")
 RUN = "${item.game}/seed${item.seed}"
 HEADER = f"""\
-# The pipeline for DVC: `dvc repro`, `dvc status`, `dvc metrics show`, `dvc pull train@Pong-0`.
-# Written by `drama stages` from {EXPERIMENT}: after a change of its games, seeds or preset,
-# give that command instead of editing this file.
+# What is recorded, for DVC: `dvc pull train@Pong-0`, `dvc status`, `dvc metrics show`, `dvc repro`.
+# Written by `drama record`, together with dvc.lock. A run that is not here has not been recorded:
+# `drama status` shows how far it is, `drama train` and Snakemake train it. After a change of
+# {EXPERIMENT}'s preset, `drama stages` has DVC keep that preset's results instead.
 """
 PLANNING_CODE = (
     "agent",
@@ -44,8 +49,11 @@ SCORES_PLOT = {
 }
 
 
-def write_stages() -> int:
-    """Write dvc.yaml for config/config.yaml and return its number of stages.
+def write_stages() -> str:
+    """Have DVC keep the results of the preset that config/config.yaml names, and no others.
+
+    Returns:
+        The folder of these results.
 
     Raises:
         ConfigurationError: for any mistake in the configuration, and where DVC cannot keep results.
@@ -55,35 +63,62 @@ def write_stages() -> int:
         raise ConfigurationError(
             f"{EXPERIMENT}: results = {experiment.results!r}: {remedy(results)}"
         )
-    write_text(DVC_YAML, dvc_yaml(experiment))
-    return 2 + 2 * len(experiment.games) * len(experiment.seeds)
+    if covered_results() != results:
+        write_text(DVC_YAML, dvc_yaml(experiment, ()))
+    return results
 
 
-def dvc_yaml(experiment: Experiment) -> str:
-    """Return the text of dvc.yaml for an experiment."""
-    results = results_folder(experiment)
-    makers = {"plan": _plan, "train": _train, "evaluate": _evaluate, "report": _report}
-    parts = [_yaml({"stages": {name: make(experiment, results)}}) for name, make in makers.items()]
-    return HEADER + "stages:\n" + "\n".join(part.removeprefix("stages:\n") for part in parts)
+def covered_results() -> str | None:
+    """Return the folder of the results that dvc.yaml is about; None when it cannot be read.
+
+    DVC itself may be missing.
+    """
+    with suppress(OSError, yaml.YAMLError, ValueError, LookupError, TypeError):
+        (variables,) = yaml.safe_load(DVC_YAML.read_text(encoding="utf-8"))["vars"]
+        return str(variables["results"])
+    return None
 
 
-def _plan(experiment: Experiment, results: str) -> dict[str, Any]:
+def dvc_yaml(experiment: Experiment, recorded: Collection[str]) -> str:
+    """Return the text of dvc.yaml.
+
+    Args:
+        recorded: the stages to be there, such as train@Pong-0; others than those of the
+            experiment's runs and its report do not count.
+    """
+    stages: dict[str, Any] = {}
+    for name, make in (("train", _train), ("evaluate", _evaluate)):
+        if runs := {
+            f"{game}-{seed}": _Inline({"game": game, "seed": seed})
+            for game in experiment.games
+            for seed in experiment.seeds
+            if f"{name}@{game}-{seed}" in recorded
+        }:
+            stages |= {name: {"foreach": runs, "do": make()}}
+    if stages:
+        stages = {"plan": _plan(experiment), **stages}
+    if stages and "report" in recorded:
+        stages |= {"report": _report(stages.get("evaluate", {"foreach": {}})["foreach"].values())}
+    document = {"vars": [{"results": results_folder(experiment)}], "stages": stages}
+    return HEADER + _yaml(document)
+
+
+def _plan(experiment: Experiment) -> dict[str, Any]:
     presets = [layer.source for layer in preset_layers(experiment.preset)]
     code = [f"drama/{part}" for part in PLANNING_CODE]
     return {
         "desc": "Resolve the configuration into one recipe per game and seed",
         "cmd": "drama plan",
         "deps": [str(EXPERIMENT), *presets, str(LOCK_FILE), *code],
-        "outs": [{f"{results}/recipes": SMALL}],
+        "outs": [{"${results}/recipes": SMALL}],
     }
 
 
-def _train(experiment: Experiment, results: str) -> dict[str, Any]:
-    recipe, run = f"{results}/recipes/{RUN}.json", f"{results}/runs/{RUN}"
+def _train() -> dict[str, Any]:
+    recipe, run = f"${{results}}/recipes/{RUN}.json", f"${{results}}/runs/{RUN}"
     return {
         "desc": "Train one run; a run that was stopped goes on where it was",
-        "matrix": _matrix(experiment),
-        "cmd": f"drama train {recipe}",
+        "cmd": f'drama train "{recipe}"',
         "deps": [recipe],
         "outs": [
             {f"{run}/episodes.parquet": SMALL},
@@ -94,12 +129,11 @@ def _train(experiment: Experiment, results: str) -> dict[str, Any]:
     }
 
 
-def _evaluate(experiment: Experiment, results: str) -> dict[str, Any]:
-    recipe, run = f"{results}/recipes/{RUN}", f"{results}/runs/{RUN}"
+def _evaluate() -> dict[str, Any]:
+    recipe, run = f"${{results}}/recipes/{RUN}", f"${{results}}/runs/{RUN}"
     return {
         "desc": "Score one run over its evaluation episodes",
-        "matrix": _matrix(experiment),
-        "cmd": f"drama evaluate {recipe}.json",
+        "cmd": f'drama evaluate "{recipe}.json"',
         # It reads the checkpoint, and fetches it when it is not here. training.parquet stands for
         # the run, whose speed it holds and no other run shares, because it is in every clone.
         "deps": [f"{recipe}.evaluation.json", f"{run}/training.parquet"],
@@ -107,26 +141,18 @@ def _evaluate(experiment: Experiment, results: str) -> dict[str, Any]:
     }
 
 
-def _report(experiment: Experiment, results: str) -> dict[str, Any]:
-    report = f"{results}/report"
-    notes = (
-        f"{results}/runs/{game}/seed{seed}/{NOTE}"
-        for game in experiment.games
-        for seed in experiment.seeds
-    )
+def _report(evaluated: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    report = "${results}/report"
+    notes = (f"${{results}}/runs/{run['game']}/seed{run['seed']}/{NOTE}" for run in evaluated)
     names = ("aggregates.json", "figures", "index.html", "report.md", "scores.parquet")
     return {
         "desc": "Compare scores with people, random play and published methods",
-        "cmd": f"drama report {results}",
-        "deps": [f"{results}/recipes/report.json", *notes],
+        "cmd": 'drama report "${results}"',
+        "deps": ["${results}/recipes/report.json", *notes],
         "outs": [{f"{report}/{name}": SMALL} for name in names],
         "metrics": [{f"{report}/metrics.json": SMALL}],
         "plots": [{f"{report}/scores.csv": SMALL | SCORES_PLOT}],
     }
-
-
-def _matrix(experiment: Experiment) -> dict[str, Any]:
-    return {"game": _Inline(experiment.games), "seed": _Inline(experiment.seeds)}
 
 
 def results_folder(experiment: Experiment) -> str:
@@ -147,8 +173,8 @@ def remedy(results: str) -> str:
     )
 
 
-class _Inline(list[Any]):
-    """A list that YAML writes between brackets."""
+class _Inline(dict[str, Any]):
+    """A mapping that YAML writes between braces."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -158,7 +184,7 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(
     _Inline,
-    lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True),
+    lambda dumper, items: dumper.represent_mapping("tag:yaml.org,2002:map", items, True),
 )
 
 
