@@ -8,6 +8,7 @@ look into the cache only: it holds no DVC.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from drama.errors import DramaError
 from drama.files import replacing, sha256_file
 from drama.pipeline.artifacts.lockfile import LOCK, read_ledger
-from drama.pipeline.artifacts.records import RecordedRun
+from drama.pipeline.artifacts.records import Artifact, RecordedRun
 from drama.runs.folder import CHECKPOINT
 
 CACHE = Path(".dvc/cache/files/md5")
@@ -53,6 +54,39 @@ def fetch(run: RecordedRun) -> str:
             f"`dvc pull {run.stage}` where it is"
         )
     return _download(path, md5, run, damaged)
+
+
+def cure(run: RecordedRun, artifact: Artifact) -> str:
+    """Say where the damage of a run's file comes from, and what mends it.
+
+    DVC takes what a remote holds on trust (its own check, `verify`, removes from the remote what it
+    finds damaged, and then calls it absent), so damage there reaches the cache and the run.
+    """
+    path = run.folder / artifact.path
+    size, bytes_here = path.stat().st_size, sha256_file(path)
+    for cached in CACHE.glob("??/*"):
+        if cached.stat().st_size == size and sha256_file(cached) == bytes_here:
+            break
+    else:
+        return f"remove it, then {run.remedy}, or `git checkout` for what git keeps"
+    here = f"{path} and its copy in DVC's cache, {cached}"
+    try:
+        from dvc.repo import Repo
+
+        with Repo() as repository, tempfile.TemporaryDirectory() as folder:
+            odb: Any = repository.cloud.get_remote().odb
+            source = odb.oid_to_path(cached.parent.name + cached.name)
+            copy = Path(folder) / "copy"
+            odb.fs.get_file(source, str(copy))
+            damaged = sha256_file(copy) != artifact.sha256
+    except Exception:  # no DVC, no remote, none that answers or that holds it
+        return f"remove {here}; then {run.remedy}"
+    if damaged:
+        return (
+            f"it came so from DVC's remote, where {source} is damaged. Remove that file there and "
+            f"{here}, and give `dvc push {run.stage}` where a good copy is"
+        )
+    return f"DVC's remote holds a good copy: remove {here}; then {run.remedy}"
 
 
 def _recorded(path: Path, stage: str) -> str:

@@ -32,6 +32,7 @@ from drama.pipeline.artifacts.records import (
     evaluations_of,
     read_record,
 )
+from drama.pipeline.artifacts.store import cure
 from drama.pipeline.artifacts.weights import read_weights_of, same_tensors
 from drama.pipeline.fingerprints import Choices, evaluation_code, run_code
 from drama.pipeline.jobs import device_name
@@ -111,12 +112,11 @@ def _check_artifacts(run: RecordedRun) -> list[str]:
     Returns:
         The files that are not here, and need not be because the weights are.
     """
-    missing, changed = ([item.path for item in items] for items in compare(run))
+    absent, changed = compare(run)
     if changed:
-        raise Damaged(
-            f"not the recorded bytes: {few(changed)}; remove them, then {run.remedy}, "
-            "or `git checkout` for what git keeps"
-        )
+        names = few([item.path for item in changed])
+        raise Damaged(f"not the recorded bytes: {names}; {cure(run, changed[0])}")
+    missing = [item.path for item in absent]
     # What git does not keep may be missing.
     _require(run, [n for n in missing if n != CHECKPOINT and not n.startswith(f"{REPLAY}/")])
     if not run.weights.exists():
