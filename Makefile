@@ -89,6 +89,9 @@ container: setup ## build the image for the cluster; VARIANT=cpu, BASE=docker im
 lock: setup ## resolve containers/*.in again and write containers/*.lock
 	@sh containers/lock.sh $(BIN)
 
+schemas: setup ## write the JSON schemas of config/ anew, from the models and comments
+	@python -m drama.pipeline.schemas
+
 clean: ## remove the virtual environment and caches; results stay
 	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find drama tests containers -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -103,6 +103,7 @@ class Executor(SlurmExecutor):
     """
 
     campaign: Campaign | None = None
+    alone = True
     _pause = 0.0  # the thread that asks for states begins before __post_init__
 
     def __post_init__(self, test_mode: bool = False) -> None:
@@ -124,8 +125,11 @@ class Executor(SlurmExecutor):
         self._names = {common}
 
     def get_snakefile(self) -> str:
-        """Return the Snakefile that jobs read: the campaign's, which nobody edits."""
-        if self.campaign is None:
+        """Return the Snakefile that jobs read: the campaign's, which nobody edits.
+
+        Where another workflow uses this one as a module, it is that workflow's.
+        """
+        if self.campaign is None or not self.alone:
             return str(super().get_snakefile())
         return shlex.quote(str(self.campaign.folder.absolute() / "Snakefile"))
 
@@ -300,7 +304,11 @@ def _status(job: Any) -> Status | None:
     return Status.read(Path(job.output[0]).with_name(STATUS)) if job.output else None
 
 
-def use(campaign: Campaign | None = None) -> None:
-    """Have Snakemake's `--executor slurm` run jobs, a campaign's or others, with this executor."""
-    Executor.campaign = campaign
+def use(campaign: Campaign | None = None, *, alone: bool = True) -> None:
+    """Have Snakemake's `--executor slurm` run jobs, a campaign's or others, with this executor.
+
+    Args:
+        alone: whether all jobs are the campaign's.
+    """
+    Executor.campaign, Executor.alone = campaign, alone
     ExecutorPluginRegistry().get_plugin("slurm").executor = Executor

@@ -23,9 +23,13 @@ from drama.pipeline.artifacts.image import (
 from drama.pipeline.campaign import new_campaign, read_campaign
 from drama.pipeline.config import load_experiment, project_file
 
-ROOT = Path(workflow.basedir)
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+# Jobs read another Snakefile than this one when that uses this as a module.
+ALONE = Path(workflow.main_snakefile).resolve() == (ROOT / "Snakefile").resolve()
 CONTAINED = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 MISSING = None
+# What the call itself gives, whatever configuration it passes to this as a module.
+GIVEN = workflow.config_settings.overwrite_config
 
 
 def image(device):
@@ -45,7 +49,7 @@ def image(device):
 
 try:
     if not workflow.is_main_process:
-        CAMPAIGN = read_campaign(Path(config["campaign"]))
+        CAMPAIGN = read_campaign(Path(GIVEN["campaign"]))
     else:
         FILE = project_file(Path(config.get("experiment", "config/config.yaml")))
         OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
@@ -89,13 +93,20 @@ def freeze():
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    workflow.config_settings.configfiles = []
-    workflow.config_settings.config_args = [f'campaign="{CAMPAIGN.folder}"']
+    settings = workflow.config_settings
+    if ALONE:
+        settings.configfiles, settings.config_args = [], []
+    settings.config_args = [*settings.config_args, f'campaign="{CAMPAIGN.folder}"']
+
+
+def executing():
+    """Say whether this call is about to run jobs, and not only looks."""
+    return workflow.executor_plugin and not workflow.dryrun
 
 
 def begin():
     """Begin when this call is about to run jobs, before any is looked at."""
-    if workflow.executor_plugin and not workflow.dryrun and workflow.is_main_process:
+    if executing() and workflow.is_main_process:
         freeze()
 
 
@@ -103,7 +114,7 @@ def goals(wildcards):
     """Return what this call is to bring about."""
     begin()
     done = [REPORTED.format(what=what) for what in CAMPAIGN.reports]
-    return local([*CAMPAIGN.made(), *done])
+    return [*local([*CAMPAIGN.made(), *done]), *([] if executing() else shown())]
 
 
 def reported(wildcards):

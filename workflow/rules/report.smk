@@ -2,6 +2,30 @@
 #        also those of one game.
 # Makes: the report's pages, tables and figures, of what there is by then. report-<fingerprint>.json
 #        in the report's folder says that it shows the whole plan.
+#
+# `snakemake --report` shows what there is of it at any time, and every whole run's record.
+
+RULES = workflow.current_basedir
+SHOWN = {
+    "report/index.html": ("Scores", "scores"),
+    "report/scores.csv": ("Scores", "table"),
+    "report/figures/[!lr]*.svg": ("Scores", "scores"),
+    "report/figures/returns*.svg": ("Learning", "returns"),
+    "report/figures/losses*.svg": ("Learning", "losses"),
+    "runs/*/seed*/run-*.json": ("Runs", "run"),
+}
+
+
+def shown():
+    """Return the files that `snakemake --report` shows, those that are there."""
+    files = []
+    for pattern, (category, caption) in SHOWN.items():
+        text = RULES.join(f"../report/{caption}.rst")
+        for file in sorted(CAMPAIGN.results.glob(pattern)):
+            place = file.parts[-3] if category == "Runs" else None
+            flagged = report(local(str(file)), text, category, subcategory=place)
+            files.append(flagged)
+    return files
 
 
 rule report:

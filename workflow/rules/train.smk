@@ -9,7 +9,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 if ExecutorPluginRegistry().is_installed("slurm"):
     from drama.pipeline import slurm
 
-    slurm.use(CAMPAIGN)
+    slurm.use(CAMPAIGN, alone=ALONE)
 
 
 rule train:
