@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from test_pipeline import (
     EXPERIMENT,
     GAMES,
@@ -58,6 +59,12 @@ def test_looking_writes_nothing(project: Project) -> None:
     assert "Training Krull" in output and "Pong" not in output, "set aside is not lost"
     for look in ("--dag", "--summary", "--list", "--rulegraph"):
         project.run(*SNAKEMAKE, look)
+    page = project.root.parent / "seen.html"
+    project.run(*SNAKEMAKE, "--report", str(page))
+    shown = page.read_text(encoding="utf-8")
+    captions = ("The comparison with people", "Returns of the training", "What a run recorded")
+    for words in ("Scores", "Learning", "index.html", "returns-Boxing.svg", *captions):
+        assert words in shown, words
     said = project.run("drama", "plan", "--config", "config/quick.yaml", "--dry-run")
     assert "Would be written: Krull seed 0" in said and "to be removed: Boxing seed0" in said
     project.run("drama", "status", "results/tiny")
@@ -170,3 +177,45 @@ def test_a_place_that_cannot_be_is_refused(tmp_path: Path, name: str, said: str)
     project.replace("config/quick.yaml", "results: results", f'results: "{name}"')
     output = project.run(*SNAKEMAKE, "-n", expected=2)
     assert said in output and "config/quick.yaml" in output and "Traceback" not in output
+
+
+OUTER = """
+module drama:
+    snakefile:
+        "{root}/Snakefile"
+    config:
+        config["agent"]
+
+
+use rule * from drama as drama_*
+
+
+rule mine:
+    input:
+        rules.drama_all.input,
+    output:
+        "mine.txt",
+    default_target: True
+    shell:
+        "ls {{input}} > {{output}}"
+"""
+
+
+def test_another_workflow_can_use_this_one_as_a_module(project: Project, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    shutil.copytree(project.root / "config/presets", outer / "config/presets")
+    (outer / "Snakefile").write_text(OUTER.format(root=project.root), encoding="utf-8")
+    experiment = yaml.safe_load(EXPERIMENT) | {"results": f"{project.root}/results"}
+    experiment["games"]["Pong"] = {"evaluation": {"episodes": 1}}
+    config = json.dumps({"agent": experiment, "another": "key"})
+    (outer / "config.json").write_text(config, encoding="utf-8")
+    call = (
+        "snakemake", "--profile", f"{project.root}/workflow/profiles/local",
+        "--configfile", f"{outer}/config.json", "--directory", str(outer),
+        "--snakefile", f"{outer}/Snakefile",
+    )  # fmt: skip
+    output = project.run(*call)
+    assert "Evaluating Pong" in output
+    assert "Training" not in output and "Evaluating Boxing" not in output
+    assert len((outer / "mine.txt").read_text(encoding="utf-8").split()) == 5
+    assert len(project.results("runs/Pong/seed0/evaluation-*.parquet")) == 2
