@@ -204,12 +204,13 @@ def _at_hand(run: PlannedRun, file: Path) -> Path:
 
 
 def new_campaign(
-    root: Path, experiment: Path, overrides: Mapping[str, Any], image: str | None
+    root: Path | None, experiment: Path, overrides: Mapping[str, Any], image: str | None
 ) -> Campaign:
     """Return what a call of Snakemake is to make; nothing is written until it begins.
 
     Args:
-        root: where Snakefile and workflow/ lie.
+        root: where Snakefile and workflow/ lie; None where another workflow uses these as a module,
+            whose own rules jobs read.
         experiment: the YAML file that says what to run.
         overrides: keys of that file to replace.
         image: what jobs run in; None for none.
@@ -239,11 +240,11 @@ def new_campaign(
     )
 
 
-def _code(root: Path) -> Iterator[tuple[str, str]]:
+def _code(root: Path | None) -> Iterator[tuple[str, str]]:
     """Yield the pipeline's files: Snakefile, rules, package, the versions in use, the commit."""
-    rules = sorted((root / RULES).glob("*.smk"))
-    for path in (root / "Snakefile", *rules):
-        yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+    if root is not None:
+        for path in (root / "Snakefile", *sorted((root / RULES).glob("*.smk"))):
+            yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
     for path in sorted(PACKAGE.rglob("*")):
         inner = path.relative_to(PACKAGE)
         hidden = any(part.startswith((".", "__pycache__")) for part in inner.parts)

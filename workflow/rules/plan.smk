@@ -24,7 +24,8 @@ from drama.pipeline.campaign import new_campaign, read_campaign
 from drama.pipeline.config import load_experiment, project_file
 
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
-# Jobs read another Snakefile than this one when that uses this as a module.
+# Not where another Snakefile uses this one as a module, from here or from a repository elsewhere:
+# jobs read that one then.
 ALONE = Path(workflow.main_snakefile).resolve() == (ROOT / "Snakefile").resolve()
 CONTAINED = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 MISSING = None
@@ -54,7 +55,7 @@ try:
         FILE = project_file(Path(config.get("experiment", "config/config.yaml")))
         OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
         IMAGE = image(load_experiment(FILE, OVERRIDES).device)
-        CAMPAIGN = new_campaign(ROOT, FILE, OVERRIDES, IMAGE)
+        CAMPAIGN = new_campaign(ROOT if ALONE else None, FILE, OVERRIDES, IMAGE)
 except ConfigurationError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
