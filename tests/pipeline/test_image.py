@@ -10,12 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_pipeline import ROOT, SNAKEMAKE, Project, copy_sources
 
 from drama.errors import ConfigurationError
 from drama.pipeline.artifacts.image import (
+    INSTALLERS,
+    LOCKS,
     ImageMissing,
     Variant,
+    commands,
     current_image,
     image_hash,
     note_of,
@@ -59,11 +64,19 @@ def test_the_name_holds_the_hash_and_the_variant(project: Project) -> None:
     ("file", "old", "new", "changes"),
     [
         ("run.lock", "numpy==2", "numpy==1", {"cuda", "cpu"}),
-        ("report.lock", "pandas==2", "pandas==1", {"cuda", "cpu"}),
+        ("report.lock", "matplotlib==3", "matplotlib==2", set()),
         ("cuda.lock", "triton==3", "triton==2", {"cuda"}),
         ("cpu.lock", "torch==2", "torch==1", {"cpu"}),
         ("kernels.lock", "mamba-ssm==2", "mamba-ssm==1", {"cuda"}),
         ("drama.def", "set -eu", "set -e", {"cuda", "cpu"}),
+        ("drama.def", "base=python@sha256:", "base=python@sha256:0", {"cuda", "cpu"}),
+        ("drama.def", "#!/opt/drama/venv/bin/python -I", "#!/usr/bin/python3", {"cuda", "cpu"}),
+        ("drama.def", "    # A public Python image", "\n  # An image", set()),
+        ("install.sh", "--require-hashes", "--no-deps", {"cuda", "cpu"}),
+        ("install.sh", "# Make an environment", "# Have an environment", set()),
+        ("uv.sh", "--require-hashes", "--no-deps", {"cuda", "cpu"}),
+        ("uv.sh", "# uv does not read", "\n# uv will not read", set()),
+        ("installer.lock", "uv==0", "uv==1", set()),
         ("dev.lock", "ruff==0", "ruff==1", set()),
         ("workflow.lock", "dvc==3", "dvc==2", set()),
         ("run.lock", "--hash=sha256:", "--hash=sha256:0", set()),
@@ -77,6 +90,31 @@ def test_pins_and_the_definition_change_the_name(
     before = {variant: current_image(variant) for variant in variants}
     project.replace(f"containers/{file}", old, new)
     assert {v for v in variants if current_image(v) != before[v]} == changes
+
+
+REMARKS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), max_size=20)
+COMMANDS = st.sampled_from(["run --this", "  #!interpreter", "echo a # b", "    x='#'", "go on \\"])
+SAID = st.one_of(st.just(""), st.just("   "), REMARKS.map(lambda text: f"  # {text}"))
+
+
+@given(st.lists(st.tuples(COMMANDS, st.lists(SAID, max_size=3)), min_size=1))
+def test_only_commands_count(tmp_path_factory: pytest.TempPathFactory, lines: list) -> None:
+    """What is only said may stand anywhere but in the middle of a command."""
+    script = tmp_path_factory.mktemp("script") / "build.sh"
+    spoken = [
+        line
+        for command, said in lines
+        for line in [command, *([] if command.endswith("\\") else said)]
+    ]
+    script.write_text("\n".join([*spoken, ""]), encoding="utf-8")
+    expected = [line for line in spoken if line.strip() and line.strip()[:2] not in ("#", "# ")]
+    assert commands(script).splitlines() == expected
+
+
+def test_a_remark_that_ends_a_command_counts(tmp_path: Path) -> None:
+    script = tmp_path / "build.sh"
+    script.write_text("run \\\n# no more\n    --this\n", encoding="utf-8")
+    assert commands(script) == "run \\\n# no more\n    --this\n"
 
 
 def test_code_does_not_change_the_name(project: Project) -> None:
@@ -217,7 +255,16 @@ def test_a_build_that_fails_leaves_nothing(project: Project, tmp_path: Path) -> 
     assert left == {".lock"}
 
 
-def test_the_definition_names_every_lock_it_installs() -> None:
+def test_the_definition_brings_what_it_installs_from_and_no_more() -> None:
     definition = (ROOT / "containers/drama.def").read_text(encoding="utf-8")
-    for name in ("installer", "run", "report", "cpu", "cuda", "kernels"):
-        assert f"containers/{name}.lock /opt/drama/locks/{name}.lock" in definition
+    brought = re.findall(r"^ +containers/(\S+) /opt/drama/locks/\1$", definition, re.MULTILINE)
+    assert brought.count("installer.lock") == 1
+    locks = {name for names in LOCKS.values() for name in names}
+    assert set(brought) == {f"{name}.lock" for name in (*locks, "installer")} | {
+        path.name for path in INSTALLERS
+    }
+
+
+def test_the_base_is_named_by_its_digest() -> None:
+    definition = (ROOT / "containers/drama.def").read_text(encoding="utf-8")
+    assert re.search(r"^ +base=python@sha256:[0-9a-f]{64}$", definition, re.MULTILINE)
