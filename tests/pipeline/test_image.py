@@ -7,12 +7,23 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from hypothesis import given
 from hypothesis import strategies as st
+from packageurl import PackageURL
 from test_pipeline import ROOT, SNAKEMAKE, Project, copy_sources
+
+sys.path.insert(0, str(ROOT / "containers"))  # its scripts find each other as in `make container`
+
+import sbom
+from sbom import Contents, DebianPackage, System
 
 from drama.errors import ConfigurationError
 from drama.pipeline.artifacts.image import (
@@ -90,6 +101,59 @@ def test_pins_and_the_definition_change_the_name(
     before = {variant: current_image(variant) for variant in variants}
     project.replace(f"containers/{file}", old, new)
     assert {v for v in variants if current_image(v) != before[v]} == changes
+
+
+@pytest.fixture(scope="module")
+def held() -> Contents:
+    """What the environment around the tests holds, asked as an image is."""
+    call = [sys.executable, "-I", str(sbom.CONTENTS)]
+    return Contents.model_validate_json(subprocess.check_output(call))
+
+
+def bill_of(held: Contents, **other: Any) -> dict[str, Any]:
+    """The list of contents, held to CycloneDX's schema and read again."""
+    facts = {"version": "0123abcd", "digest": "ab" * 32, "base": f"python@sha256:{'cd' * 32}"}
+    text = sbom.bill(held, **facts, built=datetime(2026, 11, 28, tzinfo=UTC), **other)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    return json.loads(text)
+
+
+def test_the_list_of_contents_names_packages_with_their_licences(held: Contents) -> None:
+    listed = {part["bom-ref"]: part for part in bill_of(held)["components"]}
+    numpy = listed[f"pkg:pypi/numpy@{version('numpy')}"]
+    assert (numpy["name"], numpy["purl"]) == ("numpy", numpy["bom-ref"])
+    assert listed[f"pkg:pypi/rich@{version('rich')}"]["licenses"] == [{"license": {"id": "MIT"}}]
+    pins = [ref for ref in listed if ref.startswith("pkg:pypi/torch@2.13.0")]
+    assert len(pins) == 1 and listed["base"]["version"] == f"sha256:{'cd' * 32}"
+    everything = {PackageURL("pypi", None, item.name, item.version) for item in held.python}
+    assert {purl.to_string() for purl in everything} == {x for x in listed if "pkg:pypi/" in x}
+    assert len([ref for ref in listed if ref.startswith("pkg:deb/")]) == len(held.debian)
+
+
+def test_the_list_of_contents_says_which_image_and_only_that(held: Contents) -> None:
+    found = bill_of(held)
+    image = found["metadata"]["component"]
+    assert image["hashes"] == [{"alg": "SHA-256", "content": "ab" * 32}]
+    assert found["metadata"]["timestamp"] == "2026-11-28T00:00:00+00:00"
+    shuffled = held.model_copy(update={"python": held.python[::-1], "debian": held.debian[::-1]})
+    assert bill_of(shuffled) == found
+
+
+def test_debian_packages_are_named_as_scanners_know_them(held: Contents) -> None:
+    git = DebianPackage(name="git", version="1:2.39.5-0+deb12u2", architecture="amd64")
+    system = System(name="debian", version="12")
+    asked = held.model_copy(update={"python": (), "debian": (git,), "system": system})
+    (purl,) = [part["purl"] for part in bill_of(asked)["components"] if part["name"] == "git"]
+    parsed = PackageURL.from_string(purl)
+    assert (parsed.type, parsed.namespace, parsed.name) == ("deb", "debian", "git")
+    assert parsed.version == "1:2.39.5-0+deb12u2"
+    assert parsed.qualifiers == {"arch": "amd64", "distro": "debian-12"}
+
+
+def test_a_folder_that_an_image_was_built_on_is_named_without_its_place(held: Contents) -> None:
+    text = sbom.bill(held, "0123", "ab" * 32, "/home/me/bookworm", datetime.now(UTC))
+    base = next(part for part in json.loads(text)["components"] if part["bom-ref"] == "base")
+    assert base["name"] == "bookworm" and "/home/me" not in text
 
 
 REMARKS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), max_size=20)
@@ -241,16 +305,28 @@ def test_building_says_what_is_missing(project: Project) -> None:
     assert "/nonexistent/root: no such folder" in done.stderr
 
 
-def test_a_build_that_fails_leaves_nothing(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("building", "asking", "said"),
+    [
+        ("exit 3", "", "exit code 3"),
+        ("exit 0", "exit 4", "exit code 4"),
+        ("exit 0", "echo I hold nothing", "cannot be listed"),
+        ("exit 0", """echo '{"python": []}'""", "cannot be listed"),
+    ],
+)
+def test_a_build_that_fails_leaves_nothing(
+    project: Project, tmp_path: Path, building: str, asking: str, said: str
+) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     apptainer = tools / "apptainer"
     apptainer.write_text("#!/bin/sh\nfor image; do last2=$last; last=$image; done\n"
-                         'echo half >"$last2"\nexit 3\n')  # fmt: skip
+                         f'if [ "$1" = build ]; then echo half >"$last2"; {building}; fi\n'
+                         f"{asking}\n")  # fmt: skip
     apptainer.chmod(0o755)
     done = build("--variant", "cpu", path=f"{tools}:{os.environ['PATH']}")
     assert done.returncode == 1
-    assert "exit code 3" in done.stderr and "Traceback" not in done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
     left = {path.name for path in (project.root / "containers/images").iterdir()}
     assert left == {".lock"}
 
