@@ -40,6 +40,7 @@ from drama.pipeline.artifacts.image import (
     variant_for,
 )
 
+COMMAND = r"PYTHONPATH=\S+ (\S+) -m drama (\w+)"
 IN_CONTAINERS = (*SNAKEMAKE, "--software-deployment-method", "apptainer")
 
 
@@ -131,11 +132,12 @@ def test_the_list_of_contents_names_packages_with_their_licences(held: Contents)
 
 
 def test_the_list_of_contents_says_which_image_and_only_that(held: Contents) -> None:
-    found = bill_of(held)
+    few = held.model_copy(update={"python": held.python[:20], "debian": held.debian[:20]})
+    found = bill_of(few)
     image = found["metadata"]["component"]
     assert image["hashes"] == [{"alg": "SHA-256", "content": "ab" * 32}]
     assert found["metadata"]["timestamp"] == "2026-11-28T00:00:00+00:00"
-    shuffled = held.model_copy(update={"python": held.python[::-1], "debian": held.debian[::-1]})
+    shuffled = few.model_copy(update={"python": few.python[::-1], "debian": few.debian[::-1]})
     assert bill_of(shuffled) == found
 
 
@@ -151,7 +153,8 @@ def test_debian_packages_are_named_as_scanners_know_them(held: Contents) -> None
 
 
 def test_a_folder_that_an_image_was_built_on_is_named_without_its_place(held: Contents) -> None:
-    text = sbom.bill(held, "0123", "ab" * 32, "/home/me/bookworm", datetime.now(UTC))
+    few = held.model_copy(update={"python": held.python[:20], "debian": ()})
+    text = sbom.bill(few, "0123", "ab" * 32, "/home/me/bookworm", datetime.now(UTC))
     base = next(part for part in json.loads(text)["components"] if part["bom-ref"] == "base")
     assert base["name"] == "bookworm" and "/home/me" not in text
 
@@ -261,6 +264,14 @@ def test_the_digest_is_that_of_the_image_around_the_process(
 def test_without_apptainer_no_image_is_asked_for(project: Project) -> None:
     (project.root / "containers/drama.def").unlink()
     assert "Training Pong" in project.dry_run()
+
+
+def test_only_the_report_is_for_the_python_that_runs_snakemake(project: Project) -> None:
+    """Jobs in the image call its own; outside, `python` may be anybody's."""
+    pretend("cpu")
+    printed = project.run(*IN_CONTAINERS, "-n", "-p")
+    called = {command: python for python, command in re.findall(COMMAND, printed)}
+    assert called == {"train": "python", "evaluate": "python", "report": sys.executable}
 
 
 def test_snakemake_refuses_before_anything_is_trained(project: Project) -> None:
