@@ -1,7 +1,8 @@
 """Build the container image that today's lock files ask for: run it with `make container`.
 
-The image is written under another name and renamed when it is whole. Nothing is done when it is
-there. How this machine reaches package indexes is lent to the build and stays out of the image.
+The image is written under another name and renamed when it is whole. Beside it stand a note, which
+says what it is, and the list of what is in it (SBOM). Nothing is done when it is there. How this
+machine reaches package indexes is lent to the build and stays out of the image.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import configparser
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from drama.files import remove_leftovers, replacing, sha256_file, write_json
+import sbom
+
+from drama.errors import reason
+from drama.files import remove_leftovers, replacing, sha256_file, write_json, write_text
 from drama.pipeline.artifacts.image import (
     DEFINITION,
     IMAGES,
@@ -32,6 +37,7 @@ from drama.pipeline.artifacts.image import (
     note_of,
     require_image,
 )
+from drama.runs.folder import SHORT
 
 ROOT = Path(__file__).resolve().parents[1]
 LENT = Path("/mnt")
@@ -105,6 +111,13 @@ def command(variant: Variant, base: str | None, binds: list[str], image: Path) -
     return [*call, str(image), str(DEFINITION)]
 
 
+def base_of_definition() -> str:
+    """Return the base that an image has when no other one is named."""
+    found = re.search(r"^ *base=(\S+)$", DEFINITION.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, f"{DEFINITION} names no base"
+    return found[1]
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Wait for another build in this folder to end."""
@@ -115,18 +128,28 @@ def alone() -> Iterator[None]:
 
 
 def build(variant: Variant, base: str | None) -> None:
-    """Build today's image of a variant, with the note beside it that says what it is."""
-    path = current_image(variant)
+    """Build today's image of a variant, with the note and the list of its contents beside it.
+
+    Raises:
+        CalledProcessError: when Apptainer fails; nothing is written then.
+        ValueError: when the image does not say what it holds, likewise.
+    """
+    path, name = current_image(variant), image_hash(variant)
     remove_leftovers(IMAGES)
     with replacing(path) as temporary, tempfile.TemporaryDirectory() as lent:
         subprocess.run(command(variant, base, lend_pip_settings(Path(lent)), temporary), check=True)
+        digest, built = sha256_file(temporary), datetime.now(UTC).replace(microsecond=0)
+        origin = base or base_of_definition()
+        held = sbom.contents(temporary)
+        write_text(sbom.place_of(path), sbom.bill(held, name[:SHORT], digest, origin, built))
         note = {
-            "sha256": sha256_file(temporary),
+            "sha256": digest,
             "bytes": temporary.stat().st_size,
             "variant": variant,
-            "lock": image_hash(variant),
-            "base": base,
-            "built": datetime.now(UTC).isoformat(timespec="seconds"),
+            "lock": name,
+            "base": origin,
+            "built": built.isoformat(),
+            "sbom": sbom.place_of(path).name,
         }
         write_json(note_of(path), note)
 
@@ -149,7 +172,7 @@ def main() -> int:
         if shutil.which("apptainer") is None:
             return _refuse(
                 "apptainer was not found. Install it (apptainer.org), or build on a machine that "
-                f"has it and copy {path} with its .json",
+                f"has it and copy {path} with its .json and .cdx.json",
                 1,
             )
         try:
@@ -159,6 +182,10 @@ def main() -> int:
                 f"apptainer stopped with exit code {error.returncode}; the cause stands above. "
                 "No image was written",
                 1,
+            )
+        except ValueError as error:  # pydantic's ValidationError is one
+            return _refuse(
+                f"what the image holds cannot be listed: {reason(error)}. No image was written", 1
             )
     print(f"{path}: built")
     return 0

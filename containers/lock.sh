@@ -5,6 +5,7 @@
 #
 # Each lock holds what its own requirement file needs, less what an earlier lock already pins: a
 # change of the plotting libraries leaves run.lock, and with it every run's fingerprint, untouched.
+# The image is built of run.lock, cuda.lock and kernels.lock, which are whole without the others.
 # A version that is locked stays as long as it fits; to take a newer one, delete its entry first.
 set -eu
 
@@ -47,7 +48,7 @@ with_cuda run.in --constraints "$all" $(without run.lock) --output-file cuda.loc
 # What mamba-ssm asks for on top of kernels.in is for Mamba-3 only, whose absence is caught there.
 printf '%s\n' apache-tvm-ffi quack-kernels tilelang |
     with_cuda kernels.in --constraints "$all" --excludes - \
-        $(without run.lock report.lock cuda.lock) --output-file kernels.lock
+        $(without run.lock cuda.lock) --output-file kernels.lock
 
 # PyTorch's own index has the CPU build for Linux. It need not be reached while torch stays.
 torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' run.lock)

@@ -93,11 +93,14 @@ class Campaign:
         """Where the frozen recipes lie."""
         return self.folder / RECIPES
 
-    @property
-    def command(self) -> str:
-        """What a shell is given before `drama`'s arguments, to run the frozen code."""
+    def command(self, python: str = "python") -> str:
+        """Return what a shell is given before `drama`'s arguments, to run the frozen code.
+
+        Args:
+            python: the interpreter; by default the one of the environment or image of the job.
+        """
         code = shlex.quote(str(self.folder))
-        return f"env PYTHONSAFEPATH=1 PYTHONPATH={code} python -m drama"
+        return f"env PYTHONSAFEPATH=1 PYTHONPATH={code} {shlex.quote(python)} -m drama"
 
     @property
     def bind(self) -> str:

@@ -64,7 +64,7 @@ def test_a_job_reads_it_back(workspace: Workspace) -> None:
     plan(CONFIG, settings=())  # whatever is planned meanwhile
     read = read_campaign(made.folder)
     assert read.runs == made.runs
-    assert (read.command, read.results) == (made.command, made.results)
+    assert (read.command(), read.results) == (made.command(), made.results)
     before = workspace.tree()
     read.begin()
     assert workspace.tree() == before, "a job writes nothing of it"
@@ -117,7 +117,7 @@ def test_its_code_runs_and_names_the_commit_it_was_made_of(workspace: Workspace)
     (workspace.root / "containers/run.lock").write_text("torch==0.0.1\n")
     asked = "import drama.runs.folder as f, drama.pipeline.fingerprints as p; print(" \
             "f.git_commit(), f.__file__, p.runtime())"  # fmt: skip
-    script = made.command.replace("python -m drama", f'"{sys.executable}" -c "{asked}"')
+    script = made.command(sys.executable).replace("-m drama", f'-c "{asked}"')
     printed = subprocess.check_output(script, shell=True, text=True)
     commit, place, versions = printed.split()
     assert commit == "0123abcd-dirty" and Path(place).is_relative_to(made.folder.resolve())

@@ -7,15 +7,31 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from hypothesis import given
+from hypothesis import strategies as st
+from packageurl import PackageURL
 from test_pipeline import ROOT, SNAKEMAKE, Project, copy_sources
+
+sys.path.insert(0, str(ROOT / "containers"))  # its scripts find each other as in `make container`
+
+import sbom
+from sbom import Contents, DebianPackage, System
 
 from drama.errors import ConfigurationError
 from drama.pipeline.artifacts.image import (
+    INSTALLERS,
+    LOCKS,
     ImageMissing,
     Variant,
+    commands,
     current_image,
     image_hash,
     note_of,
@@ -24,6 +40,7 @@ from drama.pipeline.artifacts.image import (
     variant_for,
 )
 
+COMMAND = r"PYTHONPATH=\S+ (\S+) -m drama (\w+)"
 IN_CONTAINERS = (*SNAKEMAKE, "--software-deployment-method", "apptainer")
 
 
@@ -59,11 +76,19 @@ def test_the_name_holds_the_hash_and_the_variant(project: Project) -> None:
     ("file", "old", "new", "changes"),
     [
         ("run.lock", "numpy==2", "numpy==1", {"cuda", "cpu"}),
-        ("report.lock", "pandas==2", "pandas==1", {"cuda", "cpu"}),
+        ("report.lock", "matplotlib==3", "matplotlib==2", set()),
         ("cuda.lock", "triton==3", "triton==2", {"cuda"}),
         ("cpu.lock", "torch==2", "torch==1", {"cpu"}),
         ("kernels.lock", "mamba-ssm==2", "mamba-ssm==1", {"cuda"}),
         ("drama.def", "set -eu", "set -e", {"cuda", "cpu"}),
+        ("drama.def", "base=python@sha256:", "base=python@sha256:0", {"cuda", "cpu"}),
+        ("drama.def", "#!/opt/drama/venv/bin/python -I", "#!/usr/bin/python3", {"cuda", "cpu"}),
+        ("drama.def", "    # A public Python image", "\n  # An image", set()),
+        ("install.sh", "--require-hashes", "--no-deps", {"cuda", "cpu"}),
+        ("install.sh", "# Make an environment", "# Have an environment", set()),
+        ("uv.sh", "--require-hashes", "--no-deps", {"cuda", "cpu"}),
+        ("uv.sh", "# uv does not read", "\n# uv will not read", set()),
+        ("installer.lock", "uv==0", "uv==1", set()),
         ("dev.lock", "ruff==0", "ruff==1", set()),
         ("workflow.lock", "dvc==3", "dvc==2", set()),
         ("run.lock", "--hash=sha256:", "--hash=sha256:0", set()),
@@ -77,6 +102,86 @@ def test_pins_and_the_definition_change_the_name(
     before = {variant: current_image(variant) for variant in variants}
     project.replace(f"containers/{file}", old, new)
     assert {v for v in variants if current_image(v) != before[v]} == changes
+
+
+@pytest.fixture(scope="module")
+def held() -> Contents:
+    """What the environment around the tests holds, asked as an image is."""
+    call = [sys.executable, "-I", str(sbom.CONTENTS)]
+    return Contents.model_validate_json(subprocess.check_output(call))
+
+
+def bill_of(held: Contents, **other: Any) -> dict[str, Any]:
+    """The list of contents, held to CycloneDX's schema and read again."""
+    facts = {"version": "0123abcd", "digest": "ab" * 32, "base": f"python@sha256:{'cd' * 32}"}
+    text = sbom.bill(held, **facts, built=datetime(2026, 11, 28, tzinfo=UTC), **other)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    return json.loads(text)
+
+
+def test_the_list_of_contents_names_packages_with_their_licences(held: Contents) -> None:
+    listed = {part["bom-ref"]: part for part in bill_of(held)["components"]}
+    numpy = listed[f"pkg:pypi/numpy@{version('numpy')}"]
+    assert (numpy["name"], numpy["purl"]) == ("numpy", numpy["bom-ref"])
+    assert listed[f"pkg:pypi/rich@{version('rich')}"]["licenses"] == [{"license": {"id": "MIT"}}]
+    pins = [ref for ref in listed if ref.startswith("pkg:pypi/torch@2.13.0")]
+    assert len(pins) == 1 and listed["base"]["version"] == f"sha256:{'cd' * 32}"
+    everything = {PackageURL("pypi", None, item.name, item.version) for item in held.python}
+    assert {purl.to_string() for purl in everything} == {x for x in listed if "pkg:pypi/" in x}
+    assert len([ref for ref in listed if ref.startswith("pkg:deb/")]) == len(held.debian)
+
+
+def test_the_list_of_contents_says_which_image_and_only_that(held: Contents) -> None:
+    few = held.model_copy(update={"python": held.python[:20], "debian": held.debian[:20]})
+    found = bill_of(few)
+    image = found["metadata"]["component"]
+    assert image["hashes"] == [{"alg": "SHA-256", "content": "ab" * 32}]
+    assert found["metadata"]["timestamp"] == "2026-11-28T00:00:00+00:00"
+    shuffled = few.model_copy(update={"python": few.python[::-1], "debian": few.debian[::-1]})
+    assert bill_of(shuffled) == found
+
+
+def test_debian_packages_are_named_as_scanners_know_them(held: Contents) -> None:
+    git = DebianPackage(name="git", version="1:2.39.5-0+deb12u2", architecture="amd64")
+    system = System(name="debian", version="12")
+    asked = held.model_copy(update={"python": (), "debian": (git,), "system": system})
+    (purl,) = [part["purl"] for part in bill_of(asked)["components"] if part["name"] == "git"]
+    parsed = PackageURL.from_string(purl)
+    assert (parsed.type, parsed.namespace, parsed.name) == ("deb", "debian", "git")
+    assert parsed.version == "1:2.39.5-0+deb12u2"
+    assert parsed.qualifiers == {"arch": "amd64", "distro": "debian-12"}
+
+
+def test_a_folder_that_an_image_was_built_on_is_named_without_its_place(held: Contents) -> None:
+    few = held.model_copy(update={"python": held.python[:20], "debian": ()})
+    text = sbom.bill(few, "0123", "ab" * 32, "/home/me/bookworm", datetime.now(UTC))
+    base = next(part for part in json.loads(text)["components"] if part["bom-ref"] == "base")
+    assert base["name"] == "bookworm" and "/home/me" not in text
+
+
+REMARKS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), max_size=20)
+COMMANDS = st.sampled_from(["run --this", "  #!interpreter", "echo a # b", "    x='#'", "go on \\"])
+SAID = st.one_of(st.just(""), st.just("   "), REMARKS.map(lambda text: f"  # {text}"))
+
+
+@given(st.lists(st.tuples(COMMANDS, st.lists(SAID, max_size=3)), min_size=1))
+def test_only_commands_count(tmp_path_factory: pytest.TempPathFactory, lines: list) -> None:
+    """What is only said may stand anywhere but in the middle of a command."""
+    script = tmp_path_factory.mktemp("script") / "build.sh"
+    spoken = [
+        line
+        for command, said in lines
+        for line in [command, *([] if command.endswith("\\") else said)]
+    ]
+    script.write_text("\n".join([*spoken, ""]), encoding="utf-8")
+    expected = [line for line in spoken if line.strip() and line.strip()[:2] not in ("#", "# ")]
+    assert commands(script).splitlines() == expected
+
+
+def test_a_remark_that_ends_a_command_counts(tmp_path: Path) -> None:
+    script = tmp_path / "build.sh"
+    script.write_text("run \\\n# no more\n    --this\n", encoding="utf-8")
+    assert commands(script) == "run \\\n# no more\n    --this\n"
 
 
 def test_code_does_not_change_the_name(project: Project) -> None:
@@ -161,6 +266,14 @@ def test_without_apptainer_no_image_is_asked_for(project: Project) -> None:
     assert "Training Pong" in project.dry_run()
 
 
+def test_only_the_report_is_for_the_python_that_runs_snakemake(project: Project) -> None:
+    """Jobs in the image call its own; outside, `python` may be anybody's."""
+    pretend("cpu")
+    printed = project.run(*IN_CONTAINERS, "-n", "-p")
+    called = {command: python for python, command in re.findall(COMMAND, printed)}
+    assert called == {"train": "python", "evaluate": "python", "report": sys.executable}
+
+
 def test_snakemake_refuses_before_anything_is_trained(project: Project) -> None:
     message = project.run(*IN_CONTAINERS, expected=2)
     assert str(current_image("cpu")) in message and "make container VARIANT=cpu" in message
@@ -203,21 +316,42 @@ def test_building_says_what_is_missing(project: Project) -> None:
     assert "/nonexistent/root: no such folder" in done.stderr
 
 
-def test_a_build_that_fails_leaves_nothing(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("building", "asking", "said"),
+    [
+        ("exit 3", "", "exit code 3"),
+        ("exit 0", "exit 4", "exit code 4"),
+        ("exit 0", "echo I hold nothing", "cannot be listed"),
+        ("exit 0", """echo '{"python": []}'""", "cannot be listed"),
+    ],
+)
+def test_a_build_that_fails_leaves_nothing(
+    project: Project, tmp_path: Path, building: str, asking: str, said: str
+) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     apptainer = tools / "apptainer"
     apptainer.write_text("#!/bin/sh\nfor image; do last2=$last; last=$image; done\n"
-                         'echo half >"$last2"\nexit 3\n')  # fmt: skip
+                         f'if [ "$1" = build ]; then echo half >"$last2"; {building}; fi\n'
+                         f"{asking}\n")  # fmt: skip
     apptainer.chmod(0o755)
     done = build("--variant", "cpu", path=f"{tools}:{os.environ['PATH']}")
     assert done.returncode == 1
-    assert "exit code 3" in done.stderr and "Traceback" not in done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
     left = {path.name for path in (project.root / "containers/images").iterdir()}
     assert left == {".lock"}
 
 
-def test_the_definition_names_every_lock_it_installs() -> None:
+def test_the_definition_brings_what_it_installs_from_and_no_more() -> None:
     definition = (ROOT / "containers/drama.def").read_text(encoding="utf-8")
-    for name in ("installer", "run", "report", "cpu", "cuda", "kernels"):
-        assert f"containers/{name}.lock /opt/drama/locks/{name}.lock" in definition
+    brought = re.findall(r"^ +containers/(\S+) /opt/drama/locks/\1$", definition, re.MULTILINE)
+    assert brought.count("installer.lock") == 1
+    locks = {name for names in LOCKS.values() for name in names}
+    assert set(brought) == {f"{name}.lock" for name in (*locks, "installer")} | {
+        path.name for path in INSTALLERS
+    }
+
+
+def test_the_base_is_named_by_its_digest() -> None:
+    definition = (ROOT / "containers/drama.def").read_text(encoding="utf-8")
+    assert re.search(r"^ +base=python@sha256:[0-9a-f]{64}$", definition, re.MULTILINE)

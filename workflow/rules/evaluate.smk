@@ -18,7 +18,7 @@ rule evaluate:
     resources:
         gpu=GPU,
     params:
-        drama=CAMPAIGN.command,
+        drama=CAMPAIGN.command(),
         recipe=recipe,
         device=device,
         backend=BACKEND,

@@ -3,7 +3,10 @@
 # Makes: the report's pages, tables and figures, of what there is by then. report-<fingerprint>.json
 #        in the report's folder says that it shows the whole plan.
 #
+# Always where Snakemake itself runs, whose environment has the report's libraries: no image has.
 # `snakemake --report` shows what there is of it at any time, and every whole run's record.
+
+import sys
 
 RULES = workflow.current_basedir
 SHOWN = {
@@ -38,8 +41,11 @@ rule report:
         local(f"{LOGS}/report-{{what}}.log"),
     wildcard_constraints:
         what="[A-Za-z0-9]+",
+    # None by itself would look forgotten to --lint.
+    container:
+        lambda wildcards: None
     params:
-        drama=CAMPAIGN.command,
+        drama=CAMPAIGN.command(sys.executable),
         results=CAMPAIGN.results,
         plan=CAMPAIGN.recipes,
     message:

@@ -26,7 +26,7 @@ rule train:
     resources:
         gpu=GPU,
     params:
-        drama=CAMPAIGN.command,
+        drama=CAMPAIGN.command(),
         recipe=recipe,
         device=device,
         backend=BACKEND,

@@ -1,13 +1,15 @@
 """The container image: which file today's versions ask for, and which one this process runs in.
 
-An image's name holds the hash of what it is built from: the versions that its lock files pin and
-containers/drama.def. The project's own code is not in it, so a change of code needs no new image.
+An image's name holds the hash of what decides its content: the versions that its lock files pin,
+containers/drama.def with the digest of its base, and the scripts that install. The project's own
+code is not in it, nor what only `drama report` imports, so a change of these needs no new image.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +22,14 @@ Variant = Literal["cuda", "cpu"]
 
 IMAGES = Path("containers/images")
 DEFINITION = Path("containers/drama.def")
+INSTALLERS = (Path("containers/install.sh"), Path("containers/uv.sh"))
 LOCKS: dict[Variant, tuple[str, ...]] = {
-    "cuda": ("run", "report", "cuda", "kernels"),
-    "cpu": ("run", "report", "cpu"),
+    "cuda": ("run", "cuda", "kernels"),
+    "cpu": ("run", "cpu"),
 }
+NO_COMMAND = re.compile(r"(?<!\\\n)^[ \t]*(#(?!!).*)?(\n|\Z)", re.MULTILINE)
+"""A comment's line or a blank one; not `#!`, nor a line that the one before it goes on in."""
+
 COMMANDS: dict[Variant, str] = {"cuda": "make container", "cpu": "make container VARIANT=cpu"}
 
 
@@ -37,19 +43,29 @@ def variant_for(device: str) -> Variant:
 
 
 def image_hash(variant: Variant) -> str:
-    """Return the hash of what an image is built from; hashes of files and comments do not count.
+    """Return the hash of what decides an image's content; hashes of files do not count.
+
+    Nor do lines that only say something, and the version of uv, which installs what is pinned and
+    is gone from the image afterwards.
 
     Raises:
         ConfigurationError: outside the project's root.
     """
-    parts = [lock_hash(Path(f"containers/{name}.lock")) for name in LOCKS[variant]]
+    locks = [lock_hash(Path(f"containers/{name}.lock")) for name in LOCKS[variant]]
+    scripts = [commands(path) for path in (DEFINITION, *INSTALLERS)]
+    return sha256_text("\n".join([variant, *locks, *scripts]))
+
+
+def commands(path: Path) -> str:
+    """Return a build script without its comments and blank lines.
+
+    Raises:
+        ConfigurationError: when there is no such file.
+    """
     try:
-        definition = DEFINITION.read_text(encoding="utf-8")
+        return NO_COMMAND.sub("", path.read_text(encoding="utf-8"))
     except OSError:
-        raise ConfigurationError(
-            f"{DEFINITION}: not found; run this from the project's root"
-        ) from None
-    return sha256_text("\n".join([variant, *parts, definition]))
+        raise ConfigurationError(f"{path}: not found; run this from the project's root") from None
 
 
 def current_image(variant: Variant) -> Path:
@@ -103,8 +119,8 @@ def _stale(wanted: Path, variant: Variant) -> str:
         return ""
     built = "was built" if len(others) == 1 else "were built"
     return (
-        f"; {', '.join(others)} {built} for other versions: the lock files or {DEFINITION} "
-        "have changed since"
+        f"; {', '.join(others)} {built} for other versions: the lock files or how they are "
+        f"installed ({DEFINITION}) have changed since"
     )
 
 
