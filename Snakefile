@@ -19,6 +19,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/plan.smk"
+include: "workflow/rules/shown.smk"
 
 
 localrules:
