@@ -409,7 +409,10 @@ def test_a_folder_comes_back_when_its_successor_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyError), replacing_folder(folder, lambda _: None) as staging:
         (staging / "file").write_text("newest")
         raise KeyError
+    with pytest.raises(OSError), replacing_folder(folder, lambda _: None) as staging:
+        staging.rmdir()
     assert (folder / "file").read_text() == "new" and list(tmp_path.iterdir()) == [folder]
+    assert folder.stat().st_mode & 0o777 == 0o755
 
 
 def test_without_the_library_it_is_said_what_to_install(project: Project) -> None:

@@ -33,8 +33,8 @@ def replacing_folder(folder: Path, stray: Callable[[Path], str | None]) -> Itera
     staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
     old = staging.with_suffix(".old.part")
     try:
-        yield staging
         staging.chmod(0o755)
+        yield staging
         if place.exists():
             place.rename(old)
         staging.rename(place)
