@@ -10,7 +10,6 @@ import sys
 import textwrap
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -22,9 +21,6 @@ from drama.pipeline.history import earlier_run
 from drama.pipeline.layers import few, parse_assignment
 from drama.pipeline.recipes import prepare, read_recipe
 from drama.runs.stopping import stop_at_once
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 EXPERIMENT = Path("config/config.yaml")
 PIPELINE, RESULTS = "From configuration to report, in this order", "What is there, and keeping it"
@@ -210,16 +206,9 @@ def status(
     is room for; the others are told together. With `--watch`, a terminal shows it in place, until
     Ctrl-C; a pipe gets it again and again.
     """
-    from rich.console import Console
+    from drama.pipeline.artifacts.overview import show_results
 
-    from drama.pipeline.artifacts.overview import overview, show
-    from drama.pipeline.artifacts.status import planned_results, read_statuses
-
-    def look(rows: int) -> RenderableType:
-        folders = planned_results(results or [Path("results")])
-        return overview({folder: read_statuses(folder) for folder in folders}, rows, every=every)
-
-    show(look, Console(highlight=False), watch)
+    show_results(results or [Path("results")], watch, every=every)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -234,12 +223,10 @@ def campaign(results: options.PlannedResults = None) -> None:
     from rich.console import Console
 
     from drama.pipeline.artifacts.outlook import read_outlook, show
-    from drama.pipeline.artifacts.stages import results_folder
-    from drama.pipeline.config import load_experiment
+    from drama.pipeline.artifacts.stages import or_configured
 
-    if results is None:
-        results = Path(results_folder(load_experiment(project_file(EXPERIMENT))))
-    Console(highlight=False).print(show(read_outlook(results), datetime.now().astimezone()))
+    outlook = read_outlook(or_configured(results))
+    Console(highlight=False).print(show(outlook, datetime.now().astimezone()))
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -316,6 +303,24 @@ def export(run: options.WholeRun) -> None:
 
         weights, card = export_run(run)
     print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB\n{card}")
+
+
+@app.command(rich_help_panel=RESULTS)
+def crate(
+    results: options.PlannedResults = None,
+    to: options.CrateFolder = None,
+    with_large: options.WithLarge = False,
+) -> None:
+    """Write a plan's trained runs as a Workflow Run RO-Crate, a folder to archive.
+
+    It holds workflow, recipes, report and the runs' small files, and says how each came about.
+    """
+    with stop_at_once():
+        from drama.pipeline.artifacts.crate.writing import write_crate
+        from drama.pipeline.artifacts.stages import or_configured
+
+        written = write_crate(or_configured(results), to, with_large=with_large)
+    print(*written.lines(), sep="\n")
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -126,6 +126,21 @@ PlannedResults = Annotated[
         help="A preset's results, such as results/xs; those of config/config.yaml when left out."
     ),
 ]
+CrateFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--to",
+        metavar="FOLDER",
+        help="Where the crate is to be: crates/<preset> when left out. An earlier one is replaced.",
+    ),
+]
+WithLarge = Annotated[
+    bool,
+    typer.Option(
+        "--with-large",
+        help="Put in checkpoints and replay that are here, not only their names and checksums.",
+    ),
+]
 
 # --- how a command works -------------------------------------------------------------------------
 

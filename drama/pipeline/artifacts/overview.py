@@ -15,7 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from drama.pipeline.artifacts.outlook import rate_of, seconds_left, to_train
-from drama.pipeline.artifacts.status import COLOURS, RunStatus, counted, duration, plural
+from drama.pipeline.artifacts.status import (
+    COLOURS,
+    RunStatus,
+    counted,
+    duration,
+    planned_results,
+    plural,
+    read_statuses,
+)
 
 WIDTH, ROWS = 80, 30
 """Of the terminal that everything fits, with the command above and the next prompt below."""
@@ -47,6 +55,20 @@ def overview(plans: Plans, rows: int = ROWS, *, every: bool = False) -> Group:
         left -= lines
         shown[place] = parts
     return Group(*(part for place in plans for part in shown[place]))
+
+
+def show_results(places: Sequence[Path], seconds: float | None, *, every: bool) -> None:
+    """Print what there is to see of the results at or below some places, as `show` does.
+
+    Raises:
+        ConfigurationError: when a place has none.
+    """
+
+    def look(rows: int) -> RenderableType:
+        folders = planned_results(places)
+        return overview({folder: read_statuses(folder) for folder in folders}, rows, every=every)
+
+    show(look, Console(highlight=False), seconds)
 
 
 def show(

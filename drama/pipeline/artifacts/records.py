@@ -60,6 +60,7 @@ class Record(BaseModel):
     steps: Count
     git_commit: str | None
     finished: str
+    image: Sha256 | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import yaml
 from drama.errors import ConfigurationError
 from drama.files import write_text
 from drama.pipeline.artifacts.evaluations import NOTE
-from drama.pipeline.config import Experiment, load_experiment, preset_layers
+from drama.pipeline.config import Experiment, load_experiment, preset_layers, project_file
 from drama.pipeline.fingerprints import LOCK_FILE, REPORT
 
 DVC_YAML = Path("dvc.yaml")
@@ -158,6 +158,15 @@ def _report(evaluated: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def results_folder(experiment: Experiment) -> str:
     """Return the folder of an experiment's results."""
     return (Path(experiment.results) / experiment.preset).as_posix()
+
+
+def or_configured(results: Path | None) -> Path:
+    """Return results as they are named; those that config/config.yaml names when they are not.
+
+    Raises:
+        ConfigurationError: for any mistake in the configuration.
+    """
+    return results or Path(results_folder(load_experiment(project_file(EXPERIMENT))))
 
 
 def is_outside(results: str) -> bool:

@@ -1,0 +1,1 @@
+"""A campaign as an RO-Crate: a folder to archive, that says how each file came about."""
