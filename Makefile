@@ -2,7 +2,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster bench lint format learn container lock clean
+.PHONY: help setup demo test test-whole test-cluster bench lint format learn container lock \
+  schemas clean
 
 PYTHON ?= python3
 # What `make container` builds: cuda, or cpu.
@@ -49,8 +50,11 @@ demo: setup ## train, evaluate and report two real games at toy size, in minutes
 	@echo
 	@cat results/quick/logs/report-everything.log
 
-test: lint ## check style and types, then run every test
-	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadgroup
+test: lint ## check style and types, then run the tests but those of whole projects
+	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadgroup -m "not whole"
+
+test-whole: setup ## whole projects: Snakemake, DVC, every command that the documents show
+	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadgroup -m whole
 
 test-cluster: setup ## real Slurm, Apptainer and ssh, with kills; needs root on Debian 12
 	@tests/cluster/install

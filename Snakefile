@@ -15,9 +15,6 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-report: "workflow/report/workflow.rst"
-
-
 include: "workflow/rules/plan.smk"
 include: "workflow/rules/shown.smk"
 

@@ -19,7 +19,7 @@ from test_pipeline import (
     wait_for_training,
 )
 
-pytestmark = pytest.mark.xdist_group("pipeline")
+pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("pipeline")]
 
 PONG = "Pong: {behaviour: {horizon: 2}}"
 

@@ -160,6 +160,7 @@ def missing(shown: Iterable[str], printed: str) -> list[str]:
     return [line for line in words if not re.search(r"[\d/…]|Boxing", line) and line not in lines]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("document", CONFIG)
 def test_commands_work_as_typed_and_print_what_is_shown(document: str, tmp_path: Path) -> None:
     clone = tmp_path / "drama"

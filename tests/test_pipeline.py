@@ -21,7 +21,7 @@ import pytest
 
 from drama.runs.folder import locked
 
-pytestmark = pytest.mark.xdist_group("pipeline")
+pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("pipeline")]
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

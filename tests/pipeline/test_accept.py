@@ -30,6 +30,8 @@ from drama.runs.checkpoint import load_checkpoint, save_checkpoint
 ACCEPT = """\
 import sys
 from drama.pipeline import accept
+
+pytestmark = pytest.mark.whole
 accept.PROBES = (accept.Probe("gru", "Catch8", {"sequence_model": {"kind": "gru"}}),)
 print(*accept.accept(sys.argv[1]), sep="\\n")
 """

@@ -38,7 +38,7 @@ from drama.pipeline.artifacts.crate.writing import write_crate
 from drama.runs.columns import COLUMN_TYPES
 from drama.runs.metrics import EPISODE_SCHEMA, TRAINING_SCHEMA
 
-pytestmark = pytest.mark.xdist_group("pipeline")
+pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("pipeline")]
 
 ROOT = Path(__file__).resolve().parents[2]
 WFRUN = "https://w3id.org/ro/terms/workflow-run"

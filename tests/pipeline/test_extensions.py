@@ -22,6 +22,8 @@ from drama.pipeline.jobs import RunIncomplete
 from drama.pipeline.recipes import read_evaluation_recipe, read_recipe
 from drama.runs.folder import make_current, superseded
 
+pytestmark = pytest.mark.whole
+
 STEPS = 240  # the ring of 70 goes round once more, and its last shard is begun and not full
 STOPPED, KILLED = 75, -signal.SIGKILL
 

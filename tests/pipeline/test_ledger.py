@@ -17,7 +17,7 @@ from test_pipeline import NOTHING
 
 from drama.pipeline.artifacts.ledger import Recorded, record
 
-pytestmark = pytest.mark.xdist_group("ledger")
+pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("ledger")]
 
 CLEAN = "Data and pipelines are up to date."
 SNAKEMAKE = ("snakemake", "--profile", "local")

@@ -246,6 +246,6 @@ def test_questions_become_rarer_while_nothing_ends(cluster: Cluster, job: Job) -
     for _ in range(30):
         cluster.check(info)
         pauses.append(cluster.executor.next_seconds_between_status_checks)
-    assert pauses[:3] == [10, 20, 30] and pauses[-1] == slurm.LONGEST
+    assert pauses[:3] == [40, 60, 90] and pauses[-1] == slurm.LONGEST
     cluster.check()
     assert cluster.executor.next_seconds_between_status_checks == 40

@@ -16,7 +16,7 @@ from test_pipeline import wait_for_training
 from drama.pipeline.artifacts.stages import EXPERIMENT, dvc_yaml
 from drama.pipeline.config import Experiment, load_experiment
 
-pytestmark = pytest.mark.xdist_group("stages")
+pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("stages")]
 
 
 @pytest.fixture(autouse=True)

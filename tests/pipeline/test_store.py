@@ -15,7 +15,7 @@ from dvc_project import Clone, record_of
 from drama.pipeline.artifacts.records import read_record
 from drama.pipeline.artifacts.store import NotFetched, fetch
 
-pytestmark = pytest.mark.xdist_group("ledger")
+pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("ledger")]
 
 CHECKPOINT = Path("results/tiny/runs/Pong/seed0/checkpoint.parquet")
 

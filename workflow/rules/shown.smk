@@ -1,6 +1,10 @@
 # Needs: whatever there is of the report, and the records of whole runs, at any time.
 # Makes: nothing; shown() says what Snakemake's own report (`snakemake --report FILE`) shows.
 
+
+report: "../report/workflow.rst"
+
+
 RULES = workflow.current_basedir
 SHOWN = {
     "report/index.html": ("Scores", "scores"),
