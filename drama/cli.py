@@ -355,7 +355,7 @@ def stages() -> None:
     """
     from drama.pipeline.artifacts.stages import DVC_YAML, write_stages
 
-    print(f"{DVC_YAML}: DVC keeps {write_stages()}")
+    print(f"{DVC_YAML}: DVC keeps {write_stages()}; `drama record` says what of it")
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -47,6 +47,10 @@ class Preset(Settings):
         )
 
 
+PROTOCOL = "complete_protocol"
+"""The key of a preset's file that no layer above it can grant."""
+
+
 MEANT_OTHERWISE = {
     ":": "Python's search path",
     "{": "Snakemake's wildcards",
@@ -158,6 +162,12 @@ def load_preset(name: str, *overrides: Layer, folder: Path = PRESETS) -> Preset:
     Raises:
         ConfigurationError: for anything unknown, mistyped, out of range or inconsistent.
     """
+    for layer in overrides:
+        if (said := layer.data.get(PROTOCOL, False)) is not False:
+            raise ConfigurationError(
+                f"{layer.where(PROTOCOL)} = {said!r}: only a preset's file says that its runs are "
+                "whole Atari100k runs; remove it here"
+            )
     layers = [*preset_layers(name, folder), *overrides]
     preset = resolve(Preset, layers)
     for keys, trouble in (*_conflicts(preset), *_conflicting_evaluation(preset.evaluation)):

@@ -49,6 +49,7 @@ def schemas() -> dict[str, str]:
             "additionalProperties": False,
         }
     }
+    config["properties"]["seeds"]["uniqueItems"] = True
     game = {"$ref": "#/$defs/Overrides"}
     config["properties"]["games"] |= {
         "properties": {name: game for name in ATARI_100K},

@@ -213,9 +213,8 @@ def test_however_a_job_ends_its_run_goes_on_to_the_same_bytes(
     assert re.search(r"^(?:Boxing|Pong) +\d +waiting *$", statuses, re.MULTILINE), statuses
     for run, disturbances in DISTURBANCES.items():
         (step,) = re.findall(r"from step (\d+) of", log(project, *run))  # of the last attempt
-        # A kill loses what came after the checkpoint at step 2000, and all else saves first.
-        assert int(step) >= 2000, f"{run}: from step {step}"
-        assert (int(step) == 2000) == (disturbances[-1] in KILLS), f"{run}: from step {step}"
+        # A kill may lose what came after the checkpoint at step 2000, and all else saves first.
+        assert int(step) >= 2000 + (disturbances[-1] not in KILLS), f"{run}: from step {step}"
         assert result(project, *run) == result(undisturbed, *run), run
     assert "Training" not in project.run(*SNAKEMAKE, "-n"), "nothing is trained twice"
 

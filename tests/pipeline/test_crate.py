@@ -413,6 +413,12 @@ def test_a_folder_comes_back_when_its_successor_fails(tmp_path: Path) -> None:
         staging.rmdir()
     assert (folder / "file").read_text() == "new" and list(tmp_path.iterdir()) == [folder]
     assert folder.stat().st_mode & 0o777 == 0o755
+    # What kills leave: half of a new one, and the old one moved away.
+    (tmp_path / ".folder.abcd.part").mkdir()
+    folder.rename(tmp_path / ".folder.abcd.old.part")
+    with pytest.raises(KeyError), replacing_folder(folder, lambda _: None):
+        raise KeyError
+    assert (folder / "file").read_text() == "new" and list(tmp_path.iterdir()) == [folder]
 
 
 def test_without_the_library_it_is_said_what_to_install(project: Project) -> None:

@@ -122,6 +122,26 @@ def test_a_games_entry_concerns_that_game_and_the_report(project: Clone) -> None
     assert status(project) == set()
 
 
+def test_an_earlier_runs_score_is_not_kept_as_the_new_ones(project: Clone) -> None:
+    project.replace("config/config.yaml", "Pong: {}", "Pong: {replay: {alpha: 0.5}}")
+    project.run("drama", "plan")
+    recipe = "results/tiny/recipes/Pong/seed0.json"
+    project.run("drama", "train", recipe, "--device", "cpu")
+    output = project.run("drama", "record")
+    assert "dropped evaluate@Pong-0, which was of an earlier run" in output
+    assert "evaluate@Pong-0" not in stages(project) and "train@Pong-0" in stages(project)
+    project.run("dvc", "repro", "--dry", "--allow-missing")
+    project.run("drama", "evaluate", recipe, "--device", "cpu")
+    assert "evaluate@Pong-0" not in project.run("drama", "record", "results/tiny")
+    assert "evaluate@Pong-0" in stages(project)
+
+
+def test_results_that_git_ignores_are_not_recorded(fresh: Clone) -> None:
+    fresh.append(".gitignore", "/results/tiny/\n")
+    assert "ignored by git" in fresh.run("drama", "record")
+    assert "ignored by git" in fresh.run("drama", "stages", expected=2)
+
+
 def test_a_recipe_that_is_not_todays_is_left_out(
     fresh: Clone, record_in: Callable[[Clone], Recorded]
 ) -> None:
@@ -190,7 +210,7 @@ def test_it_waits_for_other_dvc_processes(fresh: Clone) -> None:
     assert len(stages(fresh)) == STAGES
 
 
-@pytest.mark.parametrize("missing", [".dvc", ".git", "dvc.yaml"])
+@pytest.mark.parametrize("missing", [".dvc", ".git"])
 def test_without_dvc_there_is_nothing_to_record(fresh: Clone, missing: str) -> None:
     path = fresh.root / missing
     path.rename(path.with_name("away"))
@@ -199,11 +219,11 @@ def test_without_dvc_there_is_nothing_to_record(fresh: Clone, missing: str) -> N
 
 
 def test_other_results_are_left_alone(fresh: Clone) -> None:
-    assert "results/quick: not found" in fresh.run("drama", "record", "results/quick", expected=2)
-    (fresh.root / "results/quick").mkdir()
-    output = fresh.run("drama", "record", "results/quick")
+    assert "results/other: not found" in fresh.run("drama", "record", "results/other", expected=2)
+    (fresh.root / "results/other").mkdir()
+    output = fresh.run("drama", "record", "results/other")
     assert len(output.splitlines()) == 1
-    assert "results/quick" in output and "results/tiny" in output
+    assert "results/other" in output and "results/tiny" in output
     assert not (fresh.root / "dvc.lock").exists()
 
 
@@ -243,13 +263,26 @@ def test_a_run_that_is_not_trained_has_no_stage_and_fails_no_pull(
     assert "Krull" not in project.run("dvc", "repro", "--dry", "--allow-missing")
 
 
-@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\nvars: []\n", "stages: []\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"<<<<<<< HEAD\nvars: []\n",
+        b"stages: []\n",
+        b"\xff\xfe",
+        b"vars: " + b"[" * 20_000,
+    ],
+    ids=["removed", "emptied", "in conflict", "without results", "not UTF-8", "deep"],
+)
 def test_a_damaged_dvc_yaml_is_written_anew(
-    project: Clone, record_in: Callable[[Clone], Recorded], content: str
+    project: Clone, record_in: Callable[[Clone], Recorded], content: bytes | None
 ) -> None:
     path = project.root / "dvc.yaml"
     before = path.read_text(encoding="utf-8")
-    path.write_text(content, encoding="utf-8")
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
     done = record_in(project)
     assert path.read_text(encoding="utf-8") == before
     assert done.problems == [] and ["unreadable" in note for note in done.notes] == [True]
@@ -358,6 +391,8 @@ DAMAGES: dict[str, tuple[Callable[[str], str], str]] = {
     "cut": (lambda text: text[: text.index("\n", len(text) * 2 // 3) - 1], "cut off"),
     "cut after a stage": (lambda text: text[: list(STAGE_LINE.finditer(text))[2].start()], ""),
     "garbled": (lambda text: text.replace("outs:", "outs: ]"), "YAML"),
+    "of other types": (lambda text: text.replace("    deps:\n", "    deps: 5\n    x:\n", 1), "cut"),
+    "of numbered stages": (lambda text: text.replace("  train@Pong-0:", "  5:"), "cut"),
     "in conflict": (conflict, "conflict"),
 }
 

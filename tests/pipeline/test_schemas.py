@@ -47,6 +47,8 @@ GAME = "games.Pong"
 WRONG = [
     ("seeds", [-1], "seeds.0"),
     ("seeds", [], "seeds"),
+    ("seeds", [0, 0], "seeds"),
+    ("games", {"Pong": {"complete_protocol": True}}, GAME),
     ("device", "tpu", "device"),
     ("runs_per_gpu", 0, "runs_per_gpu"),
     ("gpus", 2, ""),

@@ -72,6 +72,30 @@ def test_a_bad_blob_is_named_and_never_taken(
     other.run("drama", "verify", "--files-only")
 
 
+def test_a_damaged_shard_is_mended_as_it_is_told(other: Clone, recorded: Clone) -> None:
+    """The remote's list of the replay must go as well, or DVC pushes nothing."""
+    blob = recorded.remote_blob("Pong", "replay/part-00000.parquet")
+    there = other.root.parent / blob.relative_to(recorded.root.parent)
+    good = there.read_bytes()
+    there.unlink()
+    there.write_bytes(good[:-1] + b"?")
+    there.chmod(0o444)
+    other.run("dvc", "pull")
+    line = other.run("drama", "verify", "--files-only", expected=1)
+    told = re.search(r"where (\S+) is damaged. Remove that file there, (\S+), which lists", line)
+    ((here, cached),) = re.findall(
+        r"and (results\S+) and its copy in DVC's cache, (\S+); then", line
+    )
+    assert told and told[1] == str(there), line
+    for path in (told[1], told[2], other.root / here, other.root / cached):
+        Path(path).unlink()
+    shutil.copytree(recorded.root, other.root.parent / "clone", symlinks=True)
+    Clone(other.root.parent / "clone").run("dvc", "push", "train@Pong-0")
+    assert there.read_bytes() == good
+    other.run("dvc", "pull", "train@Pong-0")
+    other.run("drama", "verify", "--files-only")
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass

@@ -25,8 +25,10 @@ from drama.pipeline.artifacts.repository import PROCESSES, Repository
 from drama.pipeline.artifacts.stages import (
     DVC_YAML,
     EXPERIMENT,
+    IGNORED,
     covered_results,
     dvc_yaml,
+    is_ignored,
     is_outside,
     remedy,
     results_folder,
@@ -77,7 +79,7 @@ def record(results: Path | None = None) -> Recorded:
         results: results/<preset>; other results than those dvc.yaml is about are left alone.
 
     Raises:
-        NothingToRecord: without dvc.yaml or git, or for results that dvc.yaml is not about.
+        NothingToRecord: without DVC or git, or for results that dvc.yaml is not about.
         ConfigurationError: when today's plan cannot be made, or there is no such folder.
         NotRecorded: when DVC itself is missing or cannot go on.
     """
@@ -142,7 +144,7 @@ class _Recorder:
                 f"{LOCK}: {self.ledger.damage}; repaired from the runs' records"
             )
         if covered_results() is None:
-            self.outcome.notes.append(f"{DVC_YAML}: unreadable; written anew")
+            self.outcome.notes.append(f"{DVC_YAML}: missing or unreadable; written anew")
         if self.repository.mend_processes():
             self.outcome.notes.append(f"{PROCESSES}: left unreadable by a killed process; removed")
         self._drop_unknown()
@@ -188,7 +190,7 @@ class _Recorder:
     def _write_stages(self, stages: Collection[str]) -> None:
         """Have dvc.yaml hold these stages and no others."""
         text = dvc_yaml(self.experiment, stages)
-        if not DVC_YAML.exists() or DVC_YAML.read_text(encoding="utf-8") != text:
+        if not DVC_YAML.exists() or DVC_YAML.read_bytes() != text.encode():
             write_text(DVC_YAML, text)
             self.repository.read_stages()
 
@@ -211,10 +213,15 @@ class _Recorder:
                 remove_leftovers(run.folder)
                 self.outcome.notes += verify(read_record(run.record), self.repository.cache)
                 self._commit(f"train@{run.game}-{run.seed}")
-        recipe = evaluation_recipe(run.recipe)
+        recipe, stage = evaluation_recipe(run.recipe), f"evaluate@{run.game}-{run.seed}"
         if run.evaluation.exists() and is_text_of(recipe, run.evaluation_fingerprint):
             note_evaluation(run.evaluation)
-            self._commit_changed(f"evaluate@{run.game}-{run.seed}")
+            self._commit_changed(stage)
+        elif not run.evaluation.exists() and self.entries.pop(stage, {}):
+            self.outcome.notes.append(
+                f"{LOCK}: dropped {stage}, which was of an earlier run; "
+                f"`drama evaluate {run.recipe}` scores this one"
+            )
 
     def _is_recorded(self, run: PlannedRun) -> bool:
         """Say whether dvc.lock, or an older one, already holds this very run."""
@@ -260,8 +267,8 @@ def _stages(run: PlannedRun) -> list[str]:
 
 def _check_usable(results: Path | None, experiment: Experiment) -> None:
     """Raise NothingToRecord where nothing is to be recorded."""
-    if not Path(".dvc/config").is_file() or not DVC_YAML.is_file():
-        raise NothingToRecord("nothing recorded: DVC is not set up here (no .dvc/config, dvc.yaml)")
+    if not Path(".dvc/config").is_file():
+        raise NothingToRecord("nothing recorded: DVC is not set up here (no .dvc/config)")
     if not any((place / ".git").exists() for place in (Path.cwd(), *Path.cwd().parents)):
         raise NothingToRecord("nothing recorded: DVC needs a git repository, and this is none")
     wanted = results_folder(experiment) if results is None else os.path.normpath(results)
@@ -270,6 +277,8 @@ def _check_usable(results: Path | None, experiment: Experiment) -> None:
         raise NotRecorded(f"{DVC_YAML}: {covered}: {remedy(covered)}, then `drama stages`")
     if is_outside(wanted):
         raise NothingToRecord(f"{wanted}: not recorded. {remedy(wanted)}")
+    if is_ignored(wanted):
+        raise NothingToRecord(f"{wanted}: not recorded; {IGNORED}")
     if wanted != covered:
         raise NothingToRecord(f"{wanted}: not recorded; DVC keeps {covered} (dvc.yaml)")
     if find_spec("dvc") is None:

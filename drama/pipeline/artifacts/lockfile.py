@@ -90,19 +90,27 @@ def _parse(text: str | None) -> Entries:
         raise ValueError("it holds the conflict marks of a merge")
     try:
         document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"it is not YAML ({' '.join(str(error).split())})") from None
     stages = document.get("stages") if isinstance(document, dict) else None
-    if not isinstance(stages, dict) or not all(_is_entry(entry) for entry in stages.values()):
+    if not isinstance(stages, dict) or not all(map(_is_stage, stages, stages.values())):
         raise ValueError("it is cut off or was edited: not every stage has its checksums")
     return stages
 
 
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), str):
+def _is_stage(name: Any, entry: Any) -> bool:
+    if not isinstance(name, str) or not isinstance(entry, dict):
         return False
-    items = [*(entry.get("deps") or ()), *(entry.get("outs") or ())]
-    return all(isinstance(item, dict) and {"path", "md5"} <= item.keys() for item in items)
+    listed = [entry.get(key) or [] for key in ("deps", "outs")]
+    return isinstance(entry.get("cmd"), str) and all(
+        isinstance(items, list)
+        and all(
+            isinstance(item, dict)
+            and all(isinstance(item.get(key), str) for key in ("path", "md5"))
+            for item in items
+        )
+        for items in listed
+    )
 
 
 def _committed() -> str | None:

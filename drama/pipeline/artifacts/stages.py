@@ -8,6 +8,7 @@ games and seeds would give, one that is not trained makes a whole `dvc pull` fai
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from drama.files import write_text
 from drama.pipeline.artifacts.evaluations import NOTE
 from drama.pipeline.config import Experiment, load_experiment, preset_layers, project_file
 from drama.pipeline.fingerprints import LOCK_FILE, REPORT
+from drama.runs.folder import GIT
 
 DVC_YAML = Path("dvc.yaml")
 EXPERIMENT = Path("config/config.yaml")
@@ -63,6 +65,8 @@ def write_stages() -> str:
         raise ConfigurationError(
             f"{EXPERIMENT}: results = {experiment.results!r}: {remedy(results)}"
         )
+    if is_ignored(results):
+        raise ConfigurationError(f"{EXPERIMENT}: preset = {experiment.preset!r}: {IGNORED}")
     if covered_results() != results:
         write_text(DVC_YAML, dvc_yaml(experiment, ()))
     return results
@@ -73,7 +77,8 @@ def covered_results() -> str | None:
 
     DVC itself may be missing.
     """
-    with suppress(OSError, yaml.YAMLError, ValueError, LookupError, TypeError):
+    wrong = (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError)
+    with suppress(*wrong):
         (variables,) = yaml.safe_load(DVC_YAML.read_text(encoding="utf-8"))["vars"]
         return str(variables["results"])
     return None
@@ -174,12 +179,21 @@ def is_outside(results: str) -> bool:
     return not Path(os.path.abspath(results)).is_relative_to(Path.cwd())
 
 
+def is_ignored(results: str) -> bool:
+    """Say whether git ignores the small results, without which what DVC keeps is of no use."""
+    command = [*GIT, "check-ignore", "--quiet", f"{results}/runs/Pong/seed0/evaluation.json"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def remedy(results: str) -> str:
     """Say how results on another disk can be kept in DVC all the same."""
     return (
         f"DVC keeps only what has a place in this folder. Results on another disk have one through "
         f"a link: `ln -s {results} results/{Path(results).name}`, with `results: results`"
     )
+
+
+IGNORED = "its results are ignored by git (.gitignore), so DVC is not asked to keep them"
 
 
 class _Inline(dict[str, Any]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from drama.errors import DramaError
 from drama.files import replacing, sha256_file
 from drama.pipeline.artifacts.lockfile import LOCK, read_ledger
 from drama.pipeline.artifacts.records import Artifact, RecordedRun
-from drama.runs.folder import CHECKPOINT
+from drama.runs.folder import CHECKPOINT, REPLAY
 
 CACHE = Path(".dvc/cache/files/md5")
 
@@ -82,26 +83,35 @@ def cure(run: RecordedRun, artifact: Artifact) -> str:
     except Exception:  # no DVC, no remote, none that answers or that holds it
         return f"remove {here}; then {run.remedy}"
     if damaged:
+        there = f"{source} is damaged. Remove that file there"
+        if artifact.path.startswith(f"{REPLAY}/"):  # or DVC takes all that it lists to be there
+            listing = next(_out(run.folder / REPLAY, run.stage), None)
+            there += f", {odb.oid_to_path(listing)}, which lists it," if listing else ""
         return (
-            f"it came so from DVC's remote, where {source} is damaged. Remove that file there and "
-            f"{here}, and give `dvc push {run.stage}` where a good copy is"
+            f"it came so from DVC's remote, where {there} and {here}; then give "
+            f"`dvc push {run.stage}` where a good copy is"
         )
     return f"DVC's remote holds a good copy: remove {here}; then {run.remedy}"
 
 
 def _recorded(path: Path, stage: str) -> str:
     """Return a file's MD5, by which DVC finds it."""
-    ledger = read_ledger()
-    for entries in ledger.sources:
-        for out in entries.get(stage, {}).get("outs") or ():
-            if out["path"] == path.as_posix():
-                return str(out["md5"])
-    reason = ledger.damage or "it does not name this file"
+    for md5 in _out(path, stage):
+        return md5
+    reason = read_ledger().damage or "it does not name this file"
     raise NotFetched(
         f"{path}: not here, and not to be found by {LOCK}: {reason}. Put back {LOCK} from git, or "
         "give `drama record` and `dvc push` where the run was trained. A run that is not kept in "
         "DVC can only be trained anew, with its folder moved away"
     )
+
+
+def _out(path: Path, stage: str) -> Iterator[str]:
+    """Yield the MD5s of a stage's file or folder that dvc.lock, or an older one, names."""
+    for entries in read_ledger().sources:
+        for out in entries.get(stage, {}).get("outs") or ():
+            if out["path"] == path.as_posix():
+                yield out["md5"]
 
 
 def _download(path: Path, md5: str, run: RecordedRun, damaged: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from drama.errors import ConfigurationError
 def replacing_folder(folder: Path, stray: Callable[[Path], str | None]) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success it takes that one's place.
 
-    On an error everything is as it was.
+    On an error everything is as it was, and what a killed call left is cleared up by the next.
 
     Args:
         folder: what lies there is deleted on success.
@@ -30,6 +31,10 @@ def replacing_folder(folder: Path, stray: Callable[[Path], str | None]) -> Itera
         what = f"holds {found}, which no earlier call has put there" if found else "a file"
         raise ConfigurationError(f"{folder}: {what}. Name another folder, or move it away")
     place.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in sorted(place.parent.glob(f".{glob.escape(place.name)}.*.part")):
+        if leftover.name.endswith(".old.part") and not place.exists():
+            leftover.rename(place)  # a killed call had just moved it away
+        shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
     old = staging.with_suffix(".old.part")
     try:

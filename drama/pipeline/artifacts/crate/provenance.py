@@ -87,6 +87,7 @@ class Provenance:
     Attributes:
         graph: what is in it.
         absent: the large files that it describes and does not hold.
+        at_hand: whether any of these is here all the same.
         report_note: what to know about the report in it, or why there is none.
     """
 
@@ -94,6 +95,7 @@ class Provenance:
         self.plan, self.runs, self.with_large = plan, runs, with_large
         self.graph = Graph()
         self.absent: list[Artifact] = []
+        self.at_hand = False
         self.report_note = ""
         here = {run.planned for run in runs}
         self.missing = [run for run in plan.runs if run not in here]
@@ -295,6 +297,7 @@ class Provenance:
         large = item.path.startswith((CHECKPOINT, f"{REPLAY}/"))
         if large and not (self.with_large and path.is_file()):
             self.absent.append(item)
+            self.at_hand |= path.is_file()
             return self.graph.absent(name, item)
         remedy = run.made.remedy if large else "`git checkout`"
         if not path.is_file():

@@ -38,10 +38,14 @@ class CratedRun:
         """
         said = self.made.record.finished
         try:
-            return datetime.fromisoformat(said)
+            time = datetime.fromisoformat(said)
+            if time.tzinfo is None:
+                raise ValueError("no time zone")
+            return time
         except ValueError:
             raise Damaged(
-                f"{self.made.path}: finished = {said!r} is no time; `git checkout` brings it back"
+                f"{self.made.path}: finished = {said!r} is no time with its zone; `git checkout` "
+                "brings it back"
             ) from None
 
     def place(self, file: str) -> str:

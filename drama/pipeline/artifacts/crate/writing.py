@@ -35,7 +35,7 @@ class Crate:
         summary: which of the planned runs it holds, such as "37 of 130 runs".
         absent: the large files that it describes and does not hold.
         report: what to know about the report in it, or why there is none; mostly nothing.
-        with_large: whether large files that are here were asked for.
+        at_hand: whether any of these is here all the same.
     """
 
     folder: Path
@@ -43,14 +43,14 @@ class Crate:
     summary: str
     absent: tuple[Artifact, ...]
     report: str
-    with_large: bool
+    at_hand: bool
 
     def lines(self) -> Iterator[str]:
         """Yield what to say of it."""
         yield f"{self.folder}: {self.summary}, {_size(self.bytes)}"
         if self.absent:
             size = _size(sum(item.bytes for item in self.absent))
-            why = "they are not here" if self.with_large else "--with-large puts in those here"
+            why = "--with-large puts in those here" if self.at_hand else "they are not here"
             yield f"Named and not in it: {plural(len(self.absent), 'large file')}, {size}; {why}"
         if self.report:
             yield self.report
@@ -91,7 +91,7 @@ def write_crate(results: Path, folder: Path | None = None, *, with_large: bool =
         summary=contents.summary,
         absent=tuple(contents.absent),
         report=contents.report_note,
-        with_large=with_large,
+        at_hand=contents.at_hand,
     )
 
 
