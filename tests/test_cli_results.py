@@ -80,8 +80,8 @@ def test_a_place_that_holds_no_results_is_said_to(
     before = workspace.tree()
     code, output, errors = drama(*command, place)
     if [*command, place] == ["record", "empty"]:
-        assert (code, errors) == (0, "nothing recorded: DVC is not set up here (no .dvc/config, "
-                                  "dvc.yaml)\n")  # fmt: skip
+        assert (code, errors) == (0, "nothing recorded: DVC is not set up here (no "
+                                  ".dvc/config)\n")  # fmt: skip
         return
     said = "no whole run" if command[0] in ("verify", "export") and said == "a file" else said
     assert code == 2 and output == "" and errors.startswith(f"{place}: {said}"), errors

@@ -26,12 +26,13 @@ from drama.pipeline.fingerprints import (
 )
 from drama.runs.checkpoint import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.whole
+
 # One small probe is enough here; the command itself has several.
 ACCEPT = """\
 import sys
 from drama.pipeline import accept
 
-pytestmark = pytest.mark.whole
 accept.PROBES = (accept.Probe("gru", "Catch8", {"sequence_model": {"kind": "gru"}}),)
 print(*accept.accept(sys.argv[1]), sep="\\n")
 """
