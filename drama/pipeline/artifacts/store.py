@@ -80,8 +80,8 @@ def cure(run: RecordedRun, artifact: Artifact) -> str:
             copy = Path(folder) / "copy"
             odb.fs.get_file(source, str(copy))
             damaged = sha256_file(copy) != artifact.sha256
-    except Exception:  # no DVC, no remote, none that answers or that holds it
-        return f"remove {here}; then {run.remedy}"
+    except Exception as error:  # each kind of remote has a library with errors of its own
+        return f"remove {here}; then {run.remedy}. DVC's remote could not be asked: {error}"
     if damaged:
         there = f"{source} is damaged. Remove that file there"
         if artifact.path.startswith(f"{REPLAY}/"):  # or DVC takes all that it lists to be there
