@@ -26,6 +26,9 @@ CONFLICT = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+"""What DVC calls a file or a folder by; a place in its cache is made of it."""
+
 Entry = dict[str, Any]
 Entries = dict[str, Entry]
 """What dvc.lock says of each stage: cmd, deps and outs with their checksums."""
@@ -106,7 +109,8 @@ def _is_stage(name: Any, entry: Any) -> bool:
         isinstance(items, list)
         and all(
             isinstance(item, dict)
-            and all(isinstance(item.get(key), str) for key in ("path", "md5"))
+            and isinstance(item.get("path"), str)
+            and MD5.fullmatch(str(item.get("md5")))
             for item in items
         )
         for items in listed
