@@ -19,7 +19,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from drama.pipeline.artifacts.records import Record
+from drama.pipeline.artifacts.records import Record, record_of
 from drama.pipeline.artifacts.status import (
     RunStatus,
     counted,
@@ -28,7 +28,6 @@ from drama.pipeline.artifacts.status import (
     plural,
     read_status,
 )
-from drama.pipeline.history import earlier_run
 from drama.pipeline.plans import PlannedRun, read_plan
 from drama.runs.folder import CHECKPOINT, REPLAY
 from drama.runs.locks import read_holder
@@ -123,12 +122,9 @@ def host_of(run: PlannedRun) -> str | None:
 
 def _finished(run: PlannedRun) -> Finished | None:
     """Return what a run left that is trained, maybe by earlier code; None of any other."""
-    path = run.record
-    if not path.is_file():
-        made = earlier_run(run.folder, run.recipe)
-        if made is None:
-            return None
-        path = made.record
+    path = record_of(run)
+    if path is None:
+        return None
     try:
         record = Record.model_validate_json(path.read_bytes())
         beside = sum(file.stat().st_size for file in (path, *run.folder.glob("evaluation*")))

@@ -20,6 +20,7 @@ from drama.pipeline import history
 from drama.pipeline.artifacts.evaluations import Evaluation, EvaluationDamaged, read_noted
 from drama.pipeline.artifacts.stages import EXPERIMENT, results_folder
 from drama.pipeline.config import load_experiment
+from drama.pipeline.plans import PlannedRun
 from drama.pipeline.recipes import results_of, shortened
 from drama.runs.folder import CHECKPOINT, SHORT, SUPERSEDED, short_commit
 
@@ -113,6 +114,14 @@ class RecordedRun:
         if self.recipe.ancestor is not None:  # in results of its own, unknown to dvc.yaml
             return "put back a copy"
         return f"`dvc pull {self.stage}`"
+
+
+def record_of(planned: PlannedRun) -> Path | None:
+    """Return a planned run's record, or that of earlier code in its place; None without either."""
+    if planned.record.is_file():
+        return planned.record
+    made = history.earlier_run(planned.folder, planned.recipe)
+    return made.record if made else None
 
 
 def find_records(places: Sequence[Path] | None = None) -> list[Path]:

@@ -72,26 +72,32 @@ def cure(run: RecordedRun, artifact: Artifact) -> str:
         return f"remove it, then {run.remedy}, or `git checkout` for what git keeps"
     here = f"{path} and its copy in DVC's cache, {cached}"
     try:
-        from dvc.repo import Repo
-
-        with Repo() as repository, tempfile.TemporaryDirectory() as folder:
-            odb: Any = repository.cloud.get_remote().odb
-            source = odb.oid_to_path(cached.parent.name + cached.name)
-            copy = Path(folder) / "copy"
-            odb.fs.get_file(source, str(copy))
-            damaged = sha256_file(copy) != artifact.sha256
+        there = _damaged_there(cached.parent.name + cached.name, run, artifact)
     except Exception as error:  # each kind of remote has a library with errors of its own
         return f"remove {here}; then {run.remedy}. DVC's remote could not be asked: {error}"
-    if damaged:
+    if there is None:
+        return f"DVC's remote holds a good copy: remove {here}; then {run.remedy}"
+    return (
+        f"it came so from DVC's remote, where {there} and {here}; then give "
+        f"`dvc push {run.stage}` where a good copy is"
+    )
+
+
+def _damaged_there(md5: str, run: RecordedRun, artifact: Artifact) -> str | None:
+    """Say what is damaged in DVC's remote and must be removed there; None for a good copy."""
+    from dvc.repo import Repo
+
+    with Repo() as repository, tempfile.TemporaryDirectory() as folder:
+        odb: Any = repository.cloud.get_remote().odb
+        source, copy = odb.oid_to_path(md5), Path(folder) / "copy"
+        odb.fs.get_file(source, str(copy))
+        if sha256_file(copy) == artifact.sha256:
+            return None
         there = f"{source} is damaged. Remove that file there"
         if artifact.path.startswith(f"{REPLAY}/"):  # or DVC takes all that it lists to be there
             listing = next(_out(run.folder / REPLAY, run.stage), None)
             there += f", {odb.oid_to_path(listing)}, which lists it," if listing else ""
-        return (
-            f"it came so from DVC's remote, where {there} and {here}; then give "
-            f"`dvc push {run.stage}` where a good copy is"
-        )
-    return f"DVC's remote holds a good copy: remove {here}; then {run.remedy}"
+        return there
 
 
 def _recorded(path: Path, stage: str) -> str:

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from drama.pipeline.artifacts.evaluations import Evaluation
-from drama.pipeline.artifacts.records import Damaged, RecordedRun, evaluations_of, read_record
-from drama.pipeline.history import earlier_run
+from drama.pipeline.artifacts.records import (
+    Damaged,
+    RecordedRun,
+    evaluations_of,
+    read_record,
+    record_of,
+)
 from drama.pipeline.plans import PlannedRun
 
 
@@ -59,11 +64,8 @@ def read_run(planned: PlannedRun) -> CratedRun | None:
     Raises:
         Damaged, OtherCode: when its record or an evaluation of it cannot be read.
     """
-    record = planned.record
-    if not record.is_file():
-        earlier = earlier_run(planned.folder, planned.recipe)
-        if earlier is None:
-            return None
-        record = earlier.record
+    record = record_of(planned)
+    if record is None:
+        return None
     made = read_record(record)
     return CratedRun(planned, made, tuple(evaluations_of(made)))
