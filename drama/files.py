@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+ABANDONED = 86_400.0
+"""Seconds after which a temporary file counts as left behind where no lock can tell."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, durably.
 
-    On an error the temporary file is removed and `path` is as it was.
+    On an error the temporary file is removed and `path` is as it was. Permissions are those that
+    the umask leaves. What processes that were killed left beside `path` is removed.
+
+    Raises:
+        OSError: naming `path`, when it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    temporary = Path(name)
-    os.close(descriptor)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, deep=False)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(OSError):  # there are file systems without
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield temporary
+            with temporary.open("rb+") as file:  # which may be another one by now
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -46,10 +63,26 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left below a folder nobody else writes to."""
-    for leftover in folder.rglob(".*.part"):
-        leftover.unlink()
+def remove_leftovers(folder: Path, *, deep: bool = True) -> None:
+    """Remove temporary files that killed processes left in a folder, and below it if `deep`.
+
+    One that somebody writes is locked; where that cannot be seen, it is left for a day.
+    """
+    for leftover in folder.rglob(".*.part") if deep else folder.glob(".*.part"):
+        with suppress(OSError):  # gone meanwhile, or not ours to remove
+            if leftover.is_file() and _is_abandoned(leftover):
+                leftover.unlink()
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    with temporary.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

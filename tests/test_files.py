@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -50,7 +51,34 @@ def test_a_file_appears_whole_with_its_folders(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_text() == "first"
     assert [item.name for item in path.parent.iterdir()] == ["file.txt"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_are_what_the_umask_leaves(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "file.txt", "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == mode
+
+
+def test_what_the_dead_left_beside_a_file_goes_when_the_next_is_written(tmp_path: Path) -> None:
+    left = tmp_path / ".other.txt.0123abcd.part"
+    left.write_text("half")
+    with replacing(tmp_path / "mine.txt") as temporary:
+        assert not left.exists()
+        write_text(tmp_path / "other.txt", "text")
+        assert temporary.exists(), "what somebody writes just now is not left behind"
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by the system", "by a library"])
+def test_a_full_disk_names_the_file(tmp_path: Path, named: bool) -> None:
+    path = tmp_path / "file.txt"
+    with pytest.raises(OSError) as caught, replacing(path) as temporary:
+        raise OSError(errno.ENOSPC, "full", *([str(temporary)] if named else []))
+    assert caught.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
