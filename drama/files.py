@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drama.reading import open_regular
+
 ABANDONED = 86_400.0
 """Seconds after which a temporary file counts as left behind where no lock can tell."""
 
@@ -33,11 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, deep=False)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        temporary, descriptor = _create_beside(path)
         try:
-            with suppress(OSError):  # there are file systems without
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield temporary
             with temporary.open("rb+") as file:  # which may be another one by now
                 os.fsync(file.fileno())
@@ -49,9 +48,22 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.filename in (None, str(temporary)):
+        # PyArrow names no file, and the temporary one says nothing to anybody.
+        if not error.filename or f".{path.name}." in str(error.filename):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def _create_beside(path: Path) -> tuple[Path, int]:
+    """Create a temporary file and lock it, so that nobody takes it for left behind."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # there are file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if temporary.exists():
+            return temporary, descriptor
+        os.close(descriptor)  # somebody was quicker than the lock
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,16 +113,21 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, canonical_json(data))
 
 
+PARQUET: dict[str, Any] = {
+    "compression": "zstd", "compression_level": 3, "write_page_checksum": True
+}  # fmt: skip
+"""How tables are written: with checksums that readers can verify."""
+
+
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
-    """Write a Parquet file as a whole, zstd-compressed, with checksums that readers can verify."""
-    options |= {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+    """Write a Parquet file as a whole, as `PARQUET` and the options say."""
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, **options)
+        pq.write_table(table, temporary, **PARQUET, **options)
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file's bytes, in hexadecimal; raises as `open_regular`."""
+    with os.fdopen(open_regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -294,21 +294,21 @@ def _run(probe: Probe, tree: Path, settings: Preset) -> Path:
     recipe = str((recipes / probe.game / "seed0.json").relative_to(tree))
     folder = recipes.parent / "runs" / probe.game / "seed0"
     train = ("train", recipe, "--device", "cpu", "--checkpoint-every", "60")
-    _stop_once(tree, folder / CHECKPOINT, *train)
+    _stop_once(tree, folder / TRAINING, *train)
     _drama(tree, *train)
     _drama(tree, "evaluate", recipe, "--device", "cpu")
     return folder
 
 
-def _stop_once(tree: Path, checkpoint: Path, *arguments: str) -> None:
-    """Train until there is a checkpoint, then ask it to stop."""
+def _stop_once(tree: Path, table: Path, *arguments: str) -> None:
+    """Train until a table has been written, which follows a checkpoint, then ask it to stop."""
     with subprocess.Popen(
         _command(*arguments), cwd=tree, env=_environment(tree), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         patience = time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < patience:
-            if checkpoint.exists():
+            if table.exists():
                 process.send_signal(signal.SIGTERM)
                 break
             time.sleep(0.01)
@@ -360,6 +360,8 @@ def _contents(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     fingerprint = json.loads(record.read_bytes())["fingerprint"]
     checkpoint = flatten(load_checkpoint(folder / CHECKPOINT, fingerprint))
     yield REPLAY, read_shards(folder / REPLAY, 0, checkpoint["episode/step"])
+    for name in [n for n in checkpoint if n.startswith(("replay/tail/", "replay/rows_in_shards"))]:
+        del checkpoint[name]  # the same transitions, differently divided
     for table in (EPISODES, TRAINING):
         yield table, _table(folder / table)
     yield CHECKPOINT, checkpoint

@@ -8,7 +8,6 @@ replay and episodes as a run that was planned with as many steps.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -174,11 +173,11 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_status(ancestor: RunFiles, extension: RunFiles, path: Path) -> None:
     """Write the status.json that says whose folder it is, with the time already spent."""
-    record = json.loads(ancestor.record.read_bytes())
-    if record["versions"] != versions():
+    record = read_record(ancestor.record).record
+    if record.versions != versions():
         say(
             f"{ancestor.folder}: made with other library versions than are installed here, though "
-            f"the lock file's are the same: {record['versions']} there, {versions()} here"
+            f"the lock file's are the same: {record.versions} there, {versions()} here"
         )
     total = extension.recipe.settings.training.total_steps
     earlier = Status.resumed(ancestor.folder / STATUS, ancestor.fingerprint, total)
@@ -187,7 +186,7 @@ def _write_status(ancestor: RunFiles, extension: RunFiles, path: Path) -> None:
         fingerprint=extension.fingerprint,
         state="stopped",
         step=ancestor.recipe.settings.training.total_steps,
-        wall_seconds=float(record["wall_seconds"]),
+        wall_seconds=record.wall_seconds,
     ).write(path)
 
 

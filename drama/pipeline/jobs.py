@@ -34,6 +34,7 @@ from drama.pipeline.recipes import (
     read_recipe,
     run_files,
 )
+from drama.runs.checkpoint import PREVIOUS
 from drama.runs.folder import (
     CHECKPOINT,
     SHORT,
@@ -42,6 +43,7 @@ from drama.runs.folder import (
     is_whole,
     locked,
     make_current,
+    trace_of_steps,
     write_record,
 )
 from drama.runs.progress import Status
@@ -106,6 +108,7 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
     with locked(run.folder):
         if is_whole(run.folder, run.fingerprint):
             make_current(run.folder, run.fingerprint)
+            (run.folder / PREVIOUS).unlink(missing_ok=True)
             say(f"{run.record}: this run is whole already")
             return
         _check_taken_over(run)
@@ -122,6 +125,8 @@ def _train_and_record(run: RunFiles, runtime: Runtime) -> None:
         say(slow)
     keep_freed_memory()
     make_current(run.folder, run.fingerprint)
+    if run.record.exists():
+        say(f"{run.record}: not this run's record, or damaged; it is written anew")
     status = train(run.recipe, run.fingerprint, run.folder, runtime)
     write_record(
         run.record,
@@ -133,6 +138,7 @@ def _train_and_record(run: RunFiles, runtime: Runtime) -> None:
         steps=status.total_steps,
         image=running_digest(),
     )
+    (run.folder / PREVIOUS).unlink(missing_ok=True)
     say(f"{run.record}: trained in {status.wall_seconds / 60:.1f} min")
 
 
@@ -170,7 +176,7 @@ def unplanned(run: RunFiles) -> str:
 
 def _check_taken_over(run: RunFiles) -> None:
     """Refuse to begin at step 0 what goes on from another run."""
-    if run.recipe.ancestor is None or (run.folder / CHECKPOINT).exists():
+    if run.recipe.ancestor is None or trace_of_steps(run.folder):
         return
     steps = run.recipe.settings.training.total_steps
     raise RunIncomplete(

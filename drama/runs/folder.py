@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,19 +14,34 @@ from pathlib import Path
 from typing import Any
 
 import drama
-from drama.files import remove_leftovers, sha256_file, write_json
+from drama.files import canonical_json, remove_leftovers, sha256_file, sha256_text, write_json
+from drama.reading import read_json
+from drama.runs.checkpoint import (
+    CHECKPOINT,
+    PREVIOUS,
+    CheckpointDamaged,
+    CheckpointError,
+    Form,
+    checkpoint_fingerprint,
+    checkpoint_scalar,
+    load_checkpoint,
+)
 from drama.runs.locks import RunBusy, locked
+from drama.runs.progress import Status
+from drama.runs.shards import check_shards
 
 SHORT = 16
 """Hexadecimal digits of a fingerprint that file names carry."""
 
-CHECKPOINT = "checkpoint.parquet"
 EPISODES = "episodes.parquet"
 TRAINING = "training.parquet"
 REPLAY = "replay"
 STATUS = "status.json"
 SUPERSEDED = "superseded"
+DAMAGED = "checkpoint.damaged.parquet"
+"""What a damaged checkpoint is renamed to when the one before is gone on from."""
 ARTIFACTS = (CHECKPOINT, EPISODES, TRAINING, f"{REPLAY}/part-*.parquet")
+RECORD = re.compile(rf"run-[0-9a-f]{{{SHORT}}}\.json")
 COMMIT = "COMMIT"
 """The file in a frozen copy of the package that says which commit it was made of."""
 VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "pyarrow")
@@ -42,22 +58,51 @@ CHANGES = ("status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**
 """Git's arguments for what differs in a folder; what Python compiles there is no change."""
 
 
+class FolderUnclear(CheckpointError):
+    """A folder in which steps were done, and from which nothing can be gone on."""
+
+
 def owner(folder: Path) -> str | None:
-    """Return the (shortened) fingerprint of the run whose files lie in a folder, None if empty."""
-    for record in folder.glob("run-*.json"):
-        return record.stem.removeprefix("run-")
-    try:
-        return str(json.loads((folder / STATUS).read_text(encoding="utf-8"))["fingerprint"])[:SHORT]
-    except FileNotFoundError:
-        return "unknown" if folder.is_dir() and any(folder.iterdir()) else None
-    except (ValueError, KeyError, TypeError):
-        return "unknown"
+    """Return the (shortened) fingerprint of the run whose files lie in a folder, None if empty.
+
+    A record says it, or a checkpoint. Only where neither can be read does a record's name, or
+    status.json, which informs people; without these nobody can tell, `unknown`.
+    """
+    records = _records(folder)
+    for record in records:
+        if fingerprint := _recorded(record):
+            return fingerprint[:SHORT]
+    for name in (CHECKPOINT, PREVIOUS):
+        with suppress(CheckpointError):
+            return checkpoint_fingerprint(folder / name)[:SHORT]
+    if records:
+        return records[0].stem.removeprefix("run-")
+    if status := Status.read(folder / STATUS):
+        return status.fingerprint[:SHORT] or "unknown"
+    return "unknown" if folder.is_dir() and any(folder.iterdir()) else None
+
+
+def _records(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("run-*.json") if RECORD.fullmatch(path.name))
 
 
 def is_whole(folder: Path, fingerprint: str) -> bool:
-    """Say whether a run is trained to its end, in its folder or set aside."""
+    """Say whether a run is trained to its end, in its folder or set aside, as its record says."""
     name = f"run-{fingerprint[:SHORT]}.json"
-    return any((place / name).exists() for place in (folder, superseded(folder, fingerprint)))
+    places = (folder / name, superseded(folder, fingerprint) / name)
+    return any(_recorded(path) == fingerprint for path in places)
+
+
+def _recorded(path: Path) -> str | None:
+    """Return the fingerprint of the run that a record is of; None when it is no such record."""
+    try:
+        record = read_json(path)
+        fingerprint = sha256_text(canonical_json(record["recipe"]))
+        named = path.name == f"run-{fingerprint[:SHORT]}.json"
+        whole = named and record["fingerprint"] == fingerprint and record["artifacts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return fingerprint if whole else None
 
 
 def superseded(folder: Path, fingerprint: str) -> Path:
@@ -68,7 +113,7 @@ def superseded(folder: Path, fingerprint: str) -> Path:
 
 def holds_whole(folder: Path) -> bool:
     """Say whether a whole run, whichever, lies in a folder."""
-    return any(folder.glob("run-*.json"))
+    return bool(_records(folder))
 
 
 def is_current(folder: Path, fingerprint: str) -> bool:
@@ -84,11 +129,15 @@ def make_current(folder: Path, fingerprint: str) -> None:
 
     Call it with the folder locked, when the run is about to need it. Nothing is deleted or
     overwritten, and what is set aside is named.
+
+    Raises:
+        FolderUnclear: when the folder holds steps of a run, and whose cannot be told for sure.
     """
     remove_leftovers(folder)
     if is_current(folder, fingerprint):
         return
     present = owner(folder)
+    _check_clear(folder, present, fingerprint)
     if present is not None:
         aside = _free(superseded(folder, present))
         aside.parent.mkdir(parents=True, exist_ok=True)
@@ -104,12 +153,85 @@ def make_current(folder: Path, fingerprint: str) -> None:
         earlier.rename(folder)
 
 
+def _check_clear(folder: Path, present: str | None, fingerprint: str) -> None:
+    """Raise FolderUnclear before files are set aside that may well be those of the run itself."""
+    status = Status.read(folder / STATUS)
+    if status and status.fingerprint == fingerprint and status.step:
+        raise FolderUnclear(
+            f"{folder / CHECKPOINT}: belongs to run {present}, though {STATUS} says that run "
+            f"{fingerprint[:SHORT]} was trained here to step {status.step}. Put this run's own "
+            f"back, or move the folder away to train run {fingerprint[:SHORT]} anew"
+        )
+    if present == "unknown" and (trace := trace_of_steps(folder)):
+        raise FolderUnclear(
+            f"{folder}: there is {trace}, but no checkpoint or record that could be read and would "
+            f"say which run it is of. Put {CHECKPOINT} back, or move the folder away to train run "
+            f"{fingerprint[:SHORT]} anew"
+        )
+
+
+def trace_of_steps(folder: Path) -> str | None:
+    """Return what shows that steps were done in a folder: a run's first file is a checkpoint."""
+    for name in (CHECKPOINT, PREVIOUS, TRAINING, EPISODES, REPLAY):
+        if (folder / name).exists():
+            return name
+    status = Status.read(folder / STATUS)
+    return f"a {STATUS} of step {status.step}" if status and status.step else None
+
+
+def load_latest(
+    folder: Path, fingerprint: str, forms: Mapping[str, Form], optional: tuple[str, ...] = ()
+) -> dict[str, Any] | None:
+    """Read a run's last good checkpoint: its last, or the one before where that is damaged.
+
+    A damaged one is set aside and named.
+
+    Args:
+        folder: the run's, locked.
+        fingerprint: the run's.
+        forms, optional: as `load_checkpoint` takes them.
+
+    Returns:
+        What it holds; None when no step was done in this folder.
+
+    Raises:
+        CheckpointError: when there is none that can be gone on from, though steps were done.
+    """
+    last, before = folder / CHECKPOINT, folder / PREVIOUS
+    try:
+        return load_checkpoint(last, fingerprint, forms, optional=optional)
+    except CheckpointDamaged as error:
+        there = last.exists()
+        if there and not error.is_permanent:  # the disk, and not the file
+            raise
+        if not there and not before.exists():
+            if trace := trace_of_steps(folder):
+                raise FolderUnclear(
+                    f"{last}: not here, though there is {trace}, so steps of this run were done. "
+                    "Put it back, as with `dvc pull`, or move the run's folder away to train it "
+                    "anew.",
+                    error.__cause__ or FileNotFoundError(),
+                ) from None
+            return None
+        try:
+            state = load_checkpoint(before, fingerprint, forms, optional=optional)
+        except CheckpointError:
+            raise error from None
+        gone = "not here"
+        if there:
+            aside = _free(folder / DAMAGED)
+            last.rename(aside)
+            gone = f"damaged, set aside to {aside}"
+        _say(f"{last}: {gone}; the run goes on from {before.name}, the one before")
+        return state
+
+
 def _free(path: Path) -> Path:
     """Return the path, or the first numbered one beside it that is not taken."""
     number, candidate = 1, path
     while candidate.exists():
         number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
 
 
@@ -154,8 +276,12 @@ def write_record(
         seconds: wall time of all sittings together.
         steps: agent steps.
         image: SHA-256 of the container image it ran in; None outside one.
+
+    Raises:
+        CheckpointError, ShardError: when a file is not what the run wrote.
     """
     folder = path.parent
+    check_shards(folder / REPLAY, checkpoint_scalar(folder / CHECKPOINT, "replay/shards") or ())
     files = sorted(file for pattern in ARTIFACTS for file in folder.glob(pattern))
     record = {
         "format": 1,

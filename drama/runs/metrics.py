@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from drama.errors import reason
 from drama.files import write_parquet
+from drama.reading import read_table
 from drama.runs.checkpoint import CheckpointError
 
 WORLD_MODEL_METRICS = (
@@ -38,7 +39,6 @@ BEHAVIOUR_METRICS = (
 TRAINING_SCHEMA = pa.schema(
     [("step", pa.int64())]
     + [(name, pa.float64()) for name in (*WORLD_MODEL_METRICS, *BEHAVIOUR_METRICS)]
-    + [("steps_per_second", pa.float64())]
 )
 EPISODE_SCHEMA = pa.schema(
     [
@@ -109,14 +109,18 @@ class Window:
         return {"steps": np.array(self._steps, np.int64), "values": self._array(0)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved window."""
+        """Take over a saved window; a ValueError says that it is none."""
+        if len(state["steps"]) != len(state["values"]):
+            raise ValueError(f"{len(state['values'])} values of {len(state['steps'])} updates")
         self._steps = state["steps"].tolist()
         self._values = list(torch.from_numpy(state["values"]))
         self._checked = len(self._steps)
 
 
 class Table:
-    """Rows that grow while a run goes on, and their Parquet file.
+    """Rows that grow while a run goes on, and the Parquet file that shows them.
+
+    The checkpoint holds the rows too, and is what a run goes on from.
 
     Args:
         path: the file.
@@ -136,18 +140,47 @@ class Table:
         """Write all rows."""
         write_parquet(self.path, pa.Table.from_pylist(self.rows, self.schema))
 
-    def resume(self, step: int) -> None:
-        """Take over the file's rows up to and including `step`.
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return the columns, by names without slashes."""
+        return {
+            _key(field.name): np.array(
+                [row[field.name] for row in self.rows], field.type.to_pandas_dtype()
+            )
+            for field in self.schema
+        }
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over saved columns.
+
+        Raises:
+            ValueError: when they are not equally long.
+        """
+        columns = [state[_key(name)].tolist() for name in self.schema.names]
+        self.rows = [
+            dict(zip(self.schema.names, row, strict=True)) for row in zip(*columns, strict=True)
+        ]
+
+    def read(self, step: int) -> None:
+        """Take over the file's rows up to a step, where the checkpoint is older than this table.
+
+        Those of version 0.2.0 hold none, and its training tables have a column of speed as well.
 
         Raises:
             CheckpointError: when the file cannot be read.
         """
         try:
-            table = pq.read_table(self.path, schema=self.schema, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
+            table = read_table(self.path, None)
+            if missing := [name for name in self.schema.names if name not in table.column_names]:
+                raise ValueError(f"it has no column {missing[0]}")
+            table = table.select(self.schema.names).cast(self.schema)
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self.path}: the run cannot go on without this file ({reason(error)}). Put back "
                 "a good copy, or move the run's folder away to train it anew.",
                 error,
             ) from None
         self.rows = table.filter(pc.field("step") <= step).to_pylist()
+
+
+def _key(name: str) -> str:
+    return name.replace("/", ".")

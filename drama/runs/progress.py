@@ -29,6 +29,7 @@ from rich.text import Text
 
 from drama.errors import DramaError
 from drama.files import write_json
+from drama.reading import parse_kind, read_bytes
 
 LINE_SECONDS = 30.0
 STATUS_SECONDS = 10.0
@@ -68,7 +69,7 @@ class Status:
         permanent: whether it failed in a way that trying again would not change.
     """
 
-    fingerprint: Word
+    fingerprint: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     state: Literal["running", "stopped", "done", "failed"]
     step: Steps
     total_steps: Steps
@@ -83,7 +84,7 @@ class Status:
     def read(cls, path: Path) -> Status | None:
         """Read status.json; None when there is none, or none that `write` could have written."""
         try:
-            return _STATUS.validate_json(path.read_bytes(), strict=True)
+            return parse_kind(read_bytes(path), _STATUS)
         except (OSError, ValueError):  # ValidationError is a ValueError
             return None
 

@@ -12,22 +12,26 @@ run may write a shard again and nothing changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field
 
 from drama.errors import FileError, reason
-from drama.files import replacing
+from drama.files import replacing, sha256_file
+from drama.reading import parquet, parse_model
 from drama.runs.columns import COLUMN_TYPES, Columns, check_columns
 
 FORMAT = 1
 ROWS_PER_SHARD = 10_000
 ROWS_PER_GROUP = 1_000
+LARGEST = 2**31
+"""Bytes of a shard when it is unpacked; 10 000 frames of 256 x 256 pixels have 1.97e9."""
 
 _FIELDS = [
     pa.field(name, pa.binary() if name == "frame" else pa.from_numpy_dtype(kind), nullable=False)
@@ -38,6 +42,14 @@ _ADVICE = (
     "Fetch the file again from where the run is stored, or remove the run's folder and train the "
     "run again."
 )
+
+
+Side = Annotated[int, Field(ge=1, le=256)]
+
+
+class _Metadata(BaseModel):
+    format: int
+    frame_shape: Annotated[tuple[Side, ...], Field(max_length=3)]
 
 
 class ShardError(FileError):
@@ -74,6 +86,10 @@ class ShardWriter:
         rows_per_shard: rows of every shard but the last.
         rows_written: transitions already in whole files, when a run is resumed. Shards beyond,
             left by a process that was killed later than its last checkpoint, are replaced.
+
+    Attributes:
+        sha256: checksum of every shard that has all its rows, which is never written again.
+
     Raises:
         ValueError: rows_per_shard below 1 or rows_written below 0.
     """
@@ -86,6 +102,7 @@ class ShardWriter:
         self.folder = folder
         self.rows_per_shard = rows_per_shard
         self.rows_written = rows_written
+        self.sha256: list[str] = []
 
     def write_full(self, ring: Ring) -> None:
         """Write every shard that is complete and not yet written.
@@ -111,6 +128,11 @@ class ShardWriter:
             first = self.rows_written // rows * rows
             self._write(ring, first // rows, first, ring.total)
 
+    @property
+    def rows_in_full(self) -> int:
+        """Transitions in shards that have all their rows."""
+        return self.rows_written // self.rows_per_shard * self.rows_per_shard
+
     def _write(self, ring: Ring, part: int, first_step: int, stop_step: int) -> None:
         if first_step < ring.first_step:
             raise ValueError(
@@ -123,8 +145,43 @@ class ShardWriter:
             ring.columns(step, min(step + ROWS_PER_GROUP, stop_step))
             for step in range(first_step, stop_step, ROWS_PER_GROUP)
         )
-        write_shard(shard_path(self.folder, part), groups, ring.frame_shape)
+        path = shard_path(self.folder, part)
+        write_shard(path, groups, ring.frame_shape)
         self.rows_written = stop_step
+        if stop_step - first_step == min(self.rows_per_shard, ring.capacity):
+            self.sha256[part:] = [sha256_file(path)]
+
+
+def checksums(folder: Path, parts: int) -> list[str]:
+    """Return the SHA-256 of so many first shards.
+
+    Raises:
+        ShardError: naming the first that is missing or cannot be read.
+    """
+    found = []
+    for part in range(parts):
+        path = shard_path(folder, part)
+        try:
+            found.append(sha256_file(path))
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from None
+    return found
+
+
+def check_shards(folder: Path, sha256: Sequence[str]) -> None:
+    """Hold the first shards, also those that the ring no longer needs, to their checksums.
+
+    Raises:
+        ShardError: naming the first that is missing or has other bytes.
+    """
+    for part, (found, wanted) in enumerate(
+        zip(checksums(folder, len(sha256)), sha256, strict=True)
+    ):
+        if found != wanted:
+            raise ShardError(
+                f"Replay shard {shard_path(folder, part)} is damaged: its bytes are not those that "
+                f"the run wrote. {_ADVICE}"
+            )
 
 
 def shard_path(folder: Path, part: int) -> Path:
@@ -165,14 +222,18 @@ def read_shard(path: Path) -> Columns:
     Raises:
         ShardError: the file is missing, truncated, damaged, or not a replay shard.
     """
-    with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        frame_shape = _frame_shape(path, file.schema_arrow)
-        table = file.read(use_threads=False)
     try:
+        with parquet(path, None, LARGEST) as file:
+            frame_shape = _frame_shape(path, file.schema_arrow)
+            rows = file.metadata.num_rows
+            if not rows <= ROWS_PER_SHARD or rows * math.prod(frame_shape) > LARGEST:
+                raise ValueError(f"{rows} rows of {frame_shape}")
+            table = file.read(use_threads=False)
+        table.validate(full=True)
         columns = _from_arrow(table, frame_shape)
         check_columns(columns, frame_shape)
-    except ValueError as error:
-        raise ShardError(f"Replay shard {path} is not whole: {error}. {_ADVICE}") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
     return columns
 
 
@@ -223,35 +284,34 @@ def _part_of(folder: Path, step: int) -> int:
     if step == 0:
         return 0
     path = shard_path(folder, 0)
-    with _readable(path):
-        rows: int = pq.read_metadata(path).num_rows
+    try:
+        with parquet(path, None, LARGEST) as file:
+            rows: int = file.metadata.num_rows
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
     return step // rows if rows else 0
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what Python and PyArrow raise over a file into a ShardError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ShardError(f"Replay shard {path} is missing. {_ADVICE}", error) from None
-    except (pa.ArrowException, OSError) as error:
-        text = f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}"
-        raise ShardError(text, error) from error
+def _unreadable(path: Path, error: Exception) -> ShardError:
+    """Turn what reading a file raises into an error for people."""
+    if isinstance(error, FileNotFoundError):
+        return ShardError(f"Replay shard {path} is missing. {_ADVICE}", error)
+    return ShardError(f"Replay shard {path} is damaged ({reason(error)}). {_ADVICE}", error)
 
 
 def _frame_shape(path: Path, schema: Any) -> tuple[int, int, int]:
     """The frame shape that the file's metadata states, after checking that it is one of ours."""
     try:
-        metadata = json.loads(schema.metadata[b"drama"])
-        format_, shape = metadata["format"], metadata["frame_shape"]
-    except (KeyError, TypeError, ValueError) as error:
+        metadata = parse_model((schema.metadata or {})[b"drama"], _Metadata)
+    except (KeyError, ValueError) as error:
         raise ShardError(f"{path} is not a replay shard of this project. {_ADVICE}") from error
-    if format_ != FORMAT:
-        raise ShardError(f"Replay shard {path} has format {format_}; this version reads {FORMAT}.")
+    if metadata.format != FORMAT:
+        raise ShardError(
+            f"Replay shard {path} has format {metadata.format}; this version reads {FORMAT}."
+        )
     if not schema.equals(pa.schema(_FIELDS)):
         raise ShardError(f"Replay shard {path} has other fields than format {FORMAT}. {_ADVICE}")
-    height, width, channels = shape
+    height, width, channels = metadata.frame_shape
     return height, width, channels
 
 

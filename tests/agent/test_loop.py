@@ -16,17 +16,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from workspace import GAME, SEED, TOTAL_STEPS, AtStep, AtWrite, Moment, Workspace, make_workspace
+from workspace import TOTAL_STEPS, AtStep, AtWrite, Moment, Workspace, make_workspace
 
 from drama.agent.behaviour.agent import Agent
 from drama.agent.training import resumable
 from drama.agent.training.loop import Trainer
 from drama.agent.training.resumable import TrainingFailed
 from drama.agent.training.runtime import Runtime
+from drama.errors import DramaError
 from drama.pipeline.recipes import read_recipe
-from drama.runs.checkpoint import load_checkpoint, save_checkpoint
+from drama.runs.checkpoint import PREVIOUS, load_checkpoint, save_checkpoint
+from drama.runs.folder import make_current, write_record
 from drama.runs.progress import Reporter, Status
-from drama.runs.shards import read_shards
+from drama.runs.shards import ShardError, read_shard, read_shards, write_shard
 from drama.runs.stopping import Stopped
 
 STOPPED = 75
@@ -89,6 +91,11 @@ def test_replay_holds_the_episodes_that_are_listed(undisturbed: Workspace) -> No
         [AtWrite("part-00000.parquet", share=0.5), AtWrite("part-00000.parquet", share=None)],
         # Within a checkpoint, before it takes its name, and between a table and it.
         [AtWrite("checkpoint.parquet", 2, share=0.5), AtWrite("checkpoint.parquet", 2)],
+        # Between the two names of the one before and the new one's.
+        [
+            AtWrite("checkpoint.previous.parquet"),
+            AtWrite("checkpoint.previous.parquet", share=None),
+        ],
         [
             AtWrite("checkpoint.parquet", share=0.0),
             AtWrite("episodes.parquet", 2, share=None),
@@ -99,7 +106,7 @@ def test_replay_holds_the_episodes_that_are_listed(undisturbed: Workspace) -> No
         # Both kinds, in turns.
         [AtStep(50, TERM), AtStep(88), AtStep(100, INT), AtStep(TOTAL_STEPS - 1)],
     ],
-    ids=["term", "int", "kill", "shard", "checkpoint", "tables", "end", "mixed"],
+    ids=["term", "int", "kill", "shard", "checkpoint", "before", "tables", "end", "mixed"],
 )
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     undisturbed: Workspace, workspace: Workspace, moments: list[Moment]
@@ -423,11 +430,6 @@ def stopped_late(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
-NEEDED = ("checkpoint.parquet", "episodes.parquet", "training.parquet", "replay/part-00001.parquet")
-DAMAGES = [(name, damage) for name in NEEDED for damage in ("cut", "flipped", "missing", "empty")]
-DAMAGES.remove(("checkpoint.parquet", "missing"))  # a run without a checkpoint begins anew
-
-
 def last_value_byte(path: Path) -> int:
     """Where the first column's values end. Checksums cover values, not what describes them."""
     column = pq.read_metadata(path).row_group(0).column(0)
@@ -435,37 +437,228 @@ def last_value_byte(path: Path) -> int:
     return int(start + column.total_compressed_size - 1)
 
 
-@pytest.mark.parametrize(("name", "damage"), DAMAGES)
-def test_damaged_files_are_named_and_nothing_is_overwritten(
-    stopped_late: Workspace, tmp_path: Path, name: str, damage: str
-) -> None:
-    workspace = Workspace(tmp_path / "copy")
-    shutil.copytree(stopped_late.root, workspace.root)
-    path = workspace.folder / name
+DAMAGES = ("cut", "flipped", "missing", "empty")
+
+
+def damaged(path: Path, damage: str) -> None:
+    """Damage a Parquet file."""
     content = path.read_bytes()
+    values = last_value_byte(path)
+    path.write_bytes(
+        {
+            "cut": content[:-100],
+            "flipped": content[:values] + bytes([content[values] ^ 1]) + content[values + 1 :],
+            "missing": b"",
+            "empty": b"",
+        }[damage]
+    )
     if damage == "missing":
         path.unlink()
-    else:
-        values = last_value_byte(path)
-        path.write_bytes(
-            {
-                "cut": content[:-100],
-                "flipped": content[:values] + bytes([content[values] ^ 1]) + content[values + 1 :],
-                "empty": b"",
-            }[damage]
-        )
+
+
+@pytest.fixture
+def late(stopped_late: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of `stopped_late`."""
+    workspace = Workspace(tmp_path / "copy")
+    shutil.copytree(stopped_late.root, workspace.root)
+    return workspace
+
+
+def trained(undisturbed: Workspace) -> dict[str, object]:
+    return {n: v for n, v in undisturbed.result().items() if "evaluation" not in n}
+
+
+def refusal(workspace: Workspace) -> DramaError:
+    """Begin to train in this process, which must be refused and change no file of the run."""
+    run = read_recipe(workspace.root / workspace.recipe)
     before = workspace.tree()
-    may_turn_up = damage == "missing"
-    output = workspace.train(expected=1 if may_turn_up else 3)
-    assert "Traceback" not in output
-    assert str(path.relative_to(workspace.root)) in output
-    after = workspace.tree()
-    state = f"results/tiny/runs/{GAME}/seed{SEED}/status.json"
-    assert status(workspace)["state"] == "failed"
-    assert name in str(status(workspace)["message"])
-    assert status(workspace)["permanent"] is not may_turn_up
-    del before[state], after[state]
-    assert after == before
+    with pytest.raises(DramaError) as caught:
+        make_current(run.folder, run.fingerprint)
+        Trainer(run.recipe, run.fingerprint, run.folder, ON_CPU).begin()
+    assert workspace.tree() == before
+    return caught.value
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["part-00000.parquet", "part-00001.parquet"])
+def test_a_damaged_shard_is_named_and_nothing_is_overwritten(
+    late: Workspace, name: str, damage: str
+) -> None:
+    """The first one's rows have left the ring; the run needs them all the same."""
+    path = late.folder / "replay" / name
+    damaged(path, damage)
+    error = refusal(late)
+    assert str(path) in str(error)
+    assert error.is_permanent is (damage != "missing"), "what is missing may turn up"
+
+
+def test_a_run_that_cannot_go_on_says_so_once_and_in_its_status(late: Workspace) -> None:
+    path = late.folder / "replay/part-00001.parquet"
+    damaged(path, "flipped")
+    output = late.train(expected=3)
+    assert "Traceback" not in output and output.count(path.name) == 1
+    assert path.name in str(status(late)["message"])
+    assert (status(late)["state"], status(late)["permanent"]) == ("failed", True)
+
+
+def test_a_whole_shard_with_other_rewards_is_refused(late: Workspace) -> None:
+    path = late.folder / "replay/part-00001.parquet"
+    columns = dict(read_shard(path))
+    columns["reward"] = np.full_like(columns["reward"], 5)
+    write_shard(path, [columns], columns["frame"].shape[1:])
+    assert f"{path} is damaged: its bytes are not" in str(refusal(late))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("episodes.parquet", "flipped"), ("training.parquet", "missing"),
+        ("status.json", "missing"), ("status.json", "flipped"), ("status.json", "empty"),
+    ],
+)  # fmt: skip
+def test_what_only_informs_may_be_damaged(
+    undisturbed: Workspace, late: Workspace, name: str, damage: str
+) -> None:
+    path = late.folder / name
+    if path.suffix == ".parquet":
+        damaged(path, damage)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        text = path.read_text()
+        path.write_text({"flipped": text.replace(": ", ":!", 1), "empty": ""}[damage])
+    assert "from step 150" in late.train()
+    assert late.result() == trained(undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_in_place_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(
+    undisturbed: Workspace, late: Workspace, damage: str
+) -> None:
+    path = late.folder / "checkpoint.parquet"
+    damaged(path, damage)
+    content = path.read_bytes() if path.exists() else b""
+    output = late.train()
+    assert (
+        "from step 148" in output and "the run goes on from checkpoint.previous.parquet" in output
+    )
+    aside = late.folder / "checkpoint.damaged.parquet"
+    if damage != "missing":
+        assert str(aside.relative_to(late.root)) in output and aside.read_bytes() == content
+        aside.unlink()
+    assert late.result() == trained(undisturbed)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_without_any_good_checkpoint_nothing_is_begun_anew(late: Workspace, damage: str) -> None:
+    for name in ("checkpoint.parquet", PREVIOUS):
+        damaged(late.folder / name, damage)
+    error = refusal(late)
+    assert "checkpoint.parquet: not" in str(error) and "train it anew" in str(error)
+    assert error.is_permanent is (damage != "missing")
+
+
+@pytest.mark.parametrize("left", ["replay", "training.parquet", "status.json"])
+def test_any_trace_of_steps_keeps_a_run_from_being_begun_anew(late: Workspace, left: str) -> None:
+    for path in late.folder.iterdir():
+        if path.name != left and path.is_file():
+            path.unlink()
+        elif path.name != left:
+            shutil.rmtree(path)
+    said = str(refusal(late))
+    assert left in said and "move the" in said and "anew" in said
+    shutil.move(late.folder, late.root / "away")
+    assert "from step 0" in late.train(AtStep(1, TERM), expected=STOPPED)
+
+
+def test_another_runs_checkpoint_in_a_runs_folder_is_explained(late: Workspace) -> None:
+    state = load_checkpoint(
+        late.folder / "checkpoint.parquet", read_recipe(late.root / late.recipe).fingerprint
+    )
+    save_checkpoint(late.folder / "checkpoint.parquet", "a" * 64, state)
+    said = str(refusal(late))
+    assert f"belongs to run {'a' * 16}" in said and "trained here to step 150" in said
+    assert "move the folder away" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("episode/step", 10**9, "step 1000000000 with 150 transitions"),
+        ("episode/step", True, "episode/step is True, not of type int"),
+        ("episode/save", 1, "'episode/save' is unknown"),
+        ("episode/episode_length", -1, "of -1 steps"),
+        ("replay/rows_in_shards", 70, "70 transitions in 2 shards"),
+        ("replay/shards", ["a" * 64] * 2, "part-00000.parquet is damaged"),
+        ("generators/random_actions/state/inc", 2**200, "does not fit"),
+        ("window/lengths", np.zeros(2, np.int64), "window/lengths is"),
+        ("window/latents", 99, "latents are 99 to 99"),
+        ("replay/tail/action", 99, "actions are 0 to 99"),
+        ("replay/tail/reward", np.nan, "a reward is not finite"),
+        ("metrics/behaviour/steps", np.zeros(1, np.int64), "values of 1 updates"),
+    ],
+)
+def test_a_checkpoint_that_says_what_cannot_be_is_refused(
+    late: Workspace, key: str, value: object, said: str
+) -> None:
+    checkpoint = late.folder / "checkpoint.parquet"
+    fingerprint = read_recipe(late.root / late.recipe).fingerprint
+    state = load_checkpoint(checkpoint, fingerprint)
+    *sections, name = key.split("/")
+    place = state
+    for section in sections:
+        place = place[section]
+    if isinstance(place.get(name), np.ndarray) and np.isscalar(value):
+        place[name][...] = value
+    else:
+        place[name] = value
+    save_checkpoint(checkpoint, fingerprint, state)
+    assert said in str(refusal(late))
+
+
+def test_a_checkpoint_of_version_0_2_0_is_gone_on_from(
+    undisturbed: Workspace, late: Workspace
+) -> None:
+    checkpoint = late.folder / "checkpoint.parquet"
+    fingerprint = read_recipe(late.root / late.recipe).fingerprint
+    state = load_checkpoint(checkpoint, fingerprint)
+    del state["tables"], state["replay"]["shards"]
+    save_checkpoint(checkpoint, fingerprint, state)
+    assert "from step 150" in late.train()
+    assert late.result() == trained(undisturbed)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[[[", '{"fingerprint": "../../x"}'])
+def test_a_damaged_record_is_written_anew_from_the_checkpoint_and_only_from_that(
+    undisturbed: Workspace, tmp_path: Path, content: str
+) -> None:
+    copy = Workspace(tmp_path / "copy")
+    shutil.copytree(undisturbed.root, copy.root)
+    (record,) = copy.folder.glob("run-*.json")
+    whole = json.loads(record.read_text())
+    record.write_text(content)
+    output = copy.train()
+    assert f"{record.name}: not this run's record, or damaged; it is written anew" in output
+    again = json.loads(record.read_text())
+    assert again["artifacts"] == whole["artifacts"]
+    record.write_text(content)
+    (copy.folder / "checkpoint.parquet").unlink()
+    assert "Put it back" in copy.train(expected=1)
+
+
+def test_a_shard_that_is_damaged_while_the_run_goes_on_is_not_recorded(
+    workspace: Workspace,
+) -> None:
+    run = read_recipe(workspace.root / workspace.recipe)
+    workspace.train()
+    for record in workspace.folder.glob("run-*.json"):
+        record.unlink()
+    damaged(workspace.folder / "replay/part-00000.parquet", "flipped")
+    with pytest.raises(ShardError, match=r"part-00000\.parquet is damaged"):
+        write_record(
+            run.record, {}, run.fingerprint, device="cpu", backend="torch", seconds=1, steps=1
+        )
+    assert not run.record.exists()
 
 
 def test_a_checkpoint_of_another_library_version_is_explained(
@@ -481,14 +674,3 @@ def test_a_checkpoint_of_another_library_version_is_explained(
     output = workspace.train(expected=3)
     assert "Traceback" not in output
     assert "does not fit" in output and "ale-py" in output
-
-
-def test_without_a_checkpoint_a_run_begins_anew_over_what_it_left(
-    undisturbed: Workspace, stopped_late: Workspace, tmp_path: Path
-) -> None:
-    workspace = Workspace(tmp_path / "copy")
-    shutil.copytree(stopped_late.root, workspace.root)
-    (workspace.folder / "checkpoint.parquet").unlink()
-    assert "from step 0" in workspace.train()
-    workspace.evaluate()
-    assert workspace.result() == undisturbed.result()

@@ -194,10 +194,12 @@ def test_a_file_that_says_something_else_of_itself_is_refused(
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"dtype": "|O", "shape": [1], "bytes": b"12345678"}, "OBJECT"),  # objects are code
+        ({"dtype": "|O", "shape": [1], "bytes": b"12345678"}, "type '|O'"),  # objects are code
         ({"dtype": "<f4", "shape": [2], "bytes": b"1234"}, "reshape"),
         ({"dtype": "<f4", "shape": [1], "bytes": b"123"}, "buffer size"),
-        ({"dtype": "nothing", "shape": [1], "bytes": b"1234"}, "form"),
+        ({"dtype": "nothing", "shape": [1], "bytes": b"1234"}, "type 'nothing'"),
+        ({"dtype": "<f4", "shape": [-1], "bytes": b"1234"}, "shape [-1]"),
+        ({"dtype": "<f4", "shape": [2**62, 8], "bytes": b"1234"}, "cannot be"),
     ],
 )
 def test_rows_that_are_no_arrays_are_refused(

@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 import drama
-from drama.files import sha256_file
+from drama.files import canonical_json, sha256_file, sha256_text, write_json
+from drama.runs.checkpoint import checkpoint_scalar, save_checkpoint
 from drama.runs.folder import (
+    FolderUnclear,
     RunBusy,
     git_commit,
     is_whole,
@@ -27,8 +30,10 @@ from drama.runs.folder import (
     superseded,
     write_record,
 )
+from drama.runs.progress import Status
 
-ONE, TWO, THREE = (letter * 64 for letter in "abc")
+RECIPES = {sha256_text(canonical_json({"game": name})): {"game": name} for name in "abc"}
+ONE, TWO, THREE = RECIPES
 
 
 @pytest.fixture
@@ -39,16 +44,17 @@ def folder(tmp_path: Path) -> Path:
 def begin(folder: Path, fingerprint: str, text: str = "") -> None:
     """Leave what a run leaves that was begun and not finished."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "status.json").write_text(json.dumps({"fingerprint": fingerprint}))
-    (folder / "checkpoint.parquet").write_text(text or fingerprint)
+    Status(fingerprint, "stopped", 1, 160).write(folder / "status.json")
+    save_checkpoint(folder / "checkpoint.parquet", fingerprint, {"text": text or fingerprint})
 
 
 def finish(folder: Path, fingerprint: str) -> None:
-    (folder / f"run-{fingerprint[:16]}.json").write_text("{}")
+    record = {"fingerprint": fingerprint, "recipe": RECIPES[fingerprint], "artifacts": [{}]}
+    write_json(folder / f"run-{fingerprint[:16]}.json", record)
 
 
 def held(folder: Path) -> str:
-    return (folder / "checkpoint.parquet").read_text()
+    return str(checkpoint_scalar(folder / "checkpoint.parquet", "text"))
 
 
 # --- the lock ------------------------------------------------------------------------------------
@@ -129,19 +135,34 @@ def test_a_folder_belongs_to_the_run_whose_files_lie_in_it(folder: Path) -> None
     assert owner(folder) is None
     folder.mkdir(parents=True)
     assert owner(folder) is None
+    Status(THREE, "stopped", 1, 160).write(folder / "status.json")
+    assert owner(folder) == THREE[:16]
     begin(folder, ONE)
     assert owner(folder) == ONE[:16]
-    (folder / "status.json").unlink()
-    assert owner(folder) == "unknown"
     finish(folder, TWO)
     assert owner(folder) == TWO[:16]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", "5"])
-def test_a_damaged_status_leaves_the_owner_unknown(folder: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"fingerprint": "../../x"}', f'{{"fingerprint": "{TWO}"}}']
+)
+def test_whatever_the_status_says_a_checkpoint_says_whose_a_folder_is(
+    folder: Path, content: str
+) -> None:
     begin(folder, ONE)
     (folder / "status.json").write_text(content)
+    assert owner(folder) == ONE[:16]
+    make_current(folder, ONE)
+    assert held(folder) == ONE
+
+
+def test_a_status_that_names_a_place_moves_nothing(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    status = asdict(Status("", "stopped", 0, 160)) | {"fingerprint": "../../../elsewhere"}
+    (folder / "status.json").write_text(json.dumps(status))
     assert owner(folder) == "unknown"
+    make_current(folder, ONE)
+    assert (superseded(folder, "unknown") / "status.json").is_file()
 
 
 def test_runs_take_turns_and_none_is_lost(folder: Path) -> None:
@@ -184,14 +205,25 @@ def test_an_empty_folder_is_in_nobodys_way(folder: Path, left: list[str]) -> Non
     assert not superseded(folder, "unknown").exists()
 
 
-def test_files_of_unknown_runs_are_kept_too_each_apart(folder: Path) -> None:
+def test_files_that_are_no_runs_are_kept_too_each_apart(folder: Path) -> None:
     for text in ("first", "second"):
-        begin(folder, ONE, text)
-        (folder / "status.json").unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "notes.txt").write_text(text)
         make_current(folder, TWO)
     kept = superseded(folder, "unknown")
-    assert held(kept) == "first"
-    assert held(kept.with_name("unknown-2")) == "second"
+    assert (kept / "notes.txt").read_text() == "first"
+    assert (kept.with_name("unknown-2") / "notes.txt").read_text() == "second"
+
+
+@pytest.mark.parametrize("trace", ["checkpoint.parquet", "training.parquet", "replay"])
+def test_steps_of_nobody_knows_whom_are_neither_moved_nor_begun_over(
+    folder: Path, trace: str
+) -> None:
+    folder.mkdir(parents=True)
+    (folder / trace).mkdir() if trace == "replay" else (folder / trace).write_text("damaged")
+    with pytest.raises(FolderUnclear, match=rf"{trace}.*move the folder away"):
+        make_current(folder, ONE)
+    assert [item.name for item in folder.iterdir()] == [trace]
 
 
 def test_a_current_run_is_not_touched(folder: Path) -> None:
@@ -244,6 +276,20 @@ def test_a_run_is_whole_wherever_it_is_kept(folder: Path) -> None:
     assert is_whole(folder, ONE) and not is_whole(folder, TWO)
     make_current(folder, TWO)
     assert is_whole(folder, ONE) and not is_whole(folder, TWO)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"fingerprint": "f" * 64}, {"recipe": {}}, {"artifacts": []}, {"recipe": None}]
+)
+def test_a_record_that_is_not_one_makes_no_run_whole_and_takes_no_folder(
+    folder: Path, changed: dict[str, object]
+) -> None:
+    begin(folder, ONE)
+    for fingerprint in (ONE, TWO):
+        record = {"fingerprint": fingerprint, "recipe": RECIPES[fingerprint], "artifacts": [{}]}
+        write_json(folder / f"run-{fingerprint[:16]}.json", record | changed)
+        assert not is_whole(folder, fingerprint)
+        assert owner(folder) == ONE[:16]
 
 
 # --- the record ----------------------------------------------------------------------------------

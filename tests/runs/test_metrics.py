@@ -105,7 +105,7 @@ def row(step: int) -> dict[str, Any]:
 
 def test_the_training_table_holds_every_metric_once() -> None:
     names = TRAINING_SCHEMA.names
-    assert names == ["step", *WORLD_MODEL_METRICS, *BEHAVIOUR_METRICS, "steps_per_second"]
+    assert names == ["step", *WORLD_MODEL_METRICS, *BEHAVIOUR_METRICS]
     assert len(set(names)) == len(names)
 
 
@@ -118,7 +118,7 @@ def test_a_table_goes_on_from_the_rows_up_to_a_step(tmp_path: Path) -> None:
     table.write()
     before = path.read_bytes()
     resumed = Table(path, EPISODE_SCHEMA)
-    resumed.resume(20)
+    resumed.read(20)
     assert [item["step"] for item in resumed.rows] == [10, 20]
     resumed.append(row(30))
     resumed.write()
@@ -133,7 +133,7 @@ def test_values_that_are_missing_stay_missing(tmp_path: Path) -> None:
     table.append(empty | {"step": 1})
     table.write()
     before = path.read_bytes()
-    table.resume(1)
+    table.read(1)
     table.write()
     assert path.read_bytes() == before
 
@@ -142,7 +142,7 @@ def test_an_empty_table_is_a_table(tmp_path: Path) -> None:
     path = tmp_path / "episodes.parquet"
     Table(path, EPISODE_SCHEMA).write()
     resumed = Table(path, EPISODE_SCHEMA)
-    resumed.resume(100)
+    resumed.read(100)
     assert resumed.rows == []
 
 
@@ -152,7 +152,7 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"episodes\.parquet: the run cannot go on"):
-        Table(path, EPISODE_SCHEMA).resume(1)
+        Table(path, EPISODE_SCHEMA).read(1)
 
 
 def test_a_flipped_bit_within_a_value_is_noticed(tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_a_flipped_bit_within_a_value_is_noticed(tmp_path: Path) -> None:
     place = content.index(struct.pack("<d", 0.1))
     path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     with pytest.raises(CheckpointError, match=r"episodes\.parquet"):
-        table.resume(10)
+        table.read(10)
 
 
 def test_a_table_of_other_columns_is_named(tmp_path: Path) -> None:
     path = tmp_path / "episodes.parquet"
     pq.write_table(pa.table({"step": ["a"]}), path)
     with pytest.raises(CheckpointError, match=r"episodes\.parquet"):
-        Table(path, EPISODE_SCHEMA).resume(1)
+        Table(path, EPISODE_SCHEMA).read(1)

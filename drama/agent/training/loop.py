@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,12 +134,8 @@ class Trainer(ResumableRun):
     def log(self, reporter: Reporter) -> None:
         """Add a row to the training table."""
         self.check_losses()
-        now = time.monotonic()
-        then, before = self.log_mark
-        self.log_mark = (now, self.step)
         means = self.world_model_metrics.means() | self.behaviour_metrics.means()
-        rate = (self.step - before) / max(now - then, 1e-9)
-        self.training_table.append({"step": self.step, **means, "steps_per_second": rate})
+        self.training_table.append({"step": self.step, **means})
         reporter.show(means)
 
 
@@ -153,12 +148,15 @@ def train(recipe: Recipe, fingerprint: str, folder: Path, runtime: Runtime) -> S
     Raises:
         Stopped: when it was asked to stop; it was saved.
         TrainingFailed: when it cannot go on.
+        NotSaved: when a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     status = Status.resumed(folder / STATUS, fingerprint, recipe.settings.training.total_steps)
     trainer = Trainer(recipe, fingerprint, folder, runtime)
     try:
-        trainer.resume()
+        trainer.begin()
+    except OSError as error:
+        raise trainer.not_saved(error) from error
     except DramaError as error:
         status.fail(folder / STATUS, error)
         raise
@@ -171,6 +169,10 @@ def train(recipe: Recipe, fingerprint: str, folder: Path, runtime: Runtime) -> S
         except Stopped:
             status.state = "stopped"
             raise
+        except OSError as error:
+            unsaved = trainer.not_saved(error)
+            status.state, status.message = "failed", str(unsaved)
+            raise unsaved from error
         except BaseException as error:
             status.state, status.message = "failed", reason(error)
             raise

@@ -140,7 +140,7 @@ def _evaluate() -> dict[str, Any]:
         "desc": "Score one run over its evaluation episodes",
         "cmd": f'drama evaluate "{recipe}.json"',
         # It reads the checkpoint, and fetches it when it is not here. training.parquet stands for
-        # the run, whose speed it holds and no other run shares, because it is in every clone.
+        # the run, because it is in every clone.
         "deps": [f"{recipe}.evaluation.json", f"{run}/training.parquet"],
         "outs": [{f"{run}/{NOTE}": SMALL}],
     }

@@ -105,7 +105,6 @@ KINDS: dict[str, Kind] = {
             "imagined_reward": (FLOAT, "Behaviour: mean imagined reward of a step."),
             "imagined_value": (FLOAT, "Behaviour: mean value of imagined states."),
             "gradient_norm/behaviour": (FLOAT, "Behaviour: norm before clipping."),
-            "steps_per_second": (FLOAT, "Agent steps per second of wall time."),
         },
     ),
     "evaluation": Kind(
