@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from drama.files import flatten, sha256_text
 from drama.runs.checkpoint import (
     CHECKSUM,
     METADATA,
+    PREVIOUS,
     SCHEMA,
+    CheckpointDamaged,
     CheckpointError,
+    Form,
     load_checkpoint,
     save_checkpoint,
 )
@@ -128,6 +133,113 @@ def test_a_failed_write_leaves_the_earlier_one(tmp_path: Path) -> None:
         save_checkpoint(path, FINGERPRINT, {"scalar": object()})
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
+def test_the_one_before_is_kept(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", raise_permission_error)
+    path = tmp_path / "checkpoint.parquet"
+    for count in range(4):
+        save_checkpoint(path, FINGERPRINT, {"count": count})
+        assert load_checkpoint(path, FINGERPRINT) == {"count": count}
+        if count:
+            assert load_checkpoint(tmp_path / PREVIOUS, FINGERPRINT) == {"count": count - 1}
+    assert {item.name for item in tmp_path.iterdir()} == {path.name, PREVIOUS}
+
+
+def raise_permission_error(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "a file system without links")
+
+
+def test_what_does_not_read_back_takes_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk, or in a memory, that changes a bit on the way."""
+    path = tmp_path / "checkpoint.parquet"
+    for count in range(2):
+        save_checkpoint(path, FINGERPRINT, STATE | {"count": count})
+    before = {item.name: item.read_bytes() for item in tmp_path.iterdir()}
+    write = pq.write_table
+
+    def flip(table: pa.Table, where: Path, **options: Any) -> None:
+        write(table, where, **options)
+        content = bytearray(where.read_bytes())
+        content[len(content) // 3] ^= 1
+        where.write_bytes(content)
+
+    monkeypatch.setattr(pq, "write_table", flip)
+    with pytest.raises(CheckpointDamaged):
+        save_checkpoint(path, FINGERPRINT, STATE | {"count": 2})
+    assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused_before_it_is_unpacked(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "checkpoint.parquet"
+    save_checkpoint(path, FINGERPRINT, {"a": np.zeros(2**25, np.uint8)})
+    assert path.stat().st_size < 2**20
+    forms: dict[str, Form] = {"a": ("|u1", (range(1000),))}
+    with pytest.raises(CheckpointError, match=r"does not fit.*: a is"):
+        load_checkpoint(path, FINGERPRINT, forms)
+    # A file whose rows hold more than they say.
+    table = pq.read_table(path)
+    lying = table.set_column(2, "shape", pa.array([[10]], pa.list_(pa.int64())))
+    pq.write_table(lying, path, compression="zstd")
+    with pytest.raises(CheckpointError, match="when it is unpacked"):
+        load_checkpoint(path, FINGERPRINT)
+
+
+FORMS: dict[str, Form] = {"scalar": int, "flag": bool, "array": ("<f4", (range(4), 2))}
+FITTING = {"scalar": 1, "flag": True, "array": np.zeros((3, 2), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"scalar": "1"}, "scalar is '1', not of type int"),
+        ({"scalar": True}, "scalar is True, not of type int"),
+        ({"scalar": np.zeros(1)}, r"scalar is \('<f8', \(1,\)\), not of type int"),
+        ({"flag": None}, "flag is None, not of type bool"),
+        ({"array": 1}, "array is 1, not"),
+        ({"array": np.zeros((4, 2), np.float32)}, r"array is .*4, 2.*, not"),
+        ({"array": np.zeros((3, 2))}, "array is .*<f8"),
+        ({"array": np.zeros(2, np.float32)}, "array is"),
+        ({"more": 1}, "'more' is unknown"),
+    ],
+)
+def test_only_what_was_expected_is_loaded(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "checkpoint.parquet"
+    save_checkpoint(path, FINGERPRINT, FITTING)
+    assert same(load_checkpoint(path, FINGERPRINT, FORMS), FITTING)
+    save_checkpoint(path, FINGERPRINT, FITTING | change)
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(path, FINGERPRINT, FORMS)
+
+
+def test_only_what_is_optional_may_be_missing(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.parquet"
+    save_checkpoint(path, FINGERPRINT, {n: v for n, v in FITTING.items() if n != "flag"})
+    load_checkpoint(path, FINGERPRINT, FORMS, optional=("fl",))
+    with pytest.raises(CheckpointError, match="flag is missing"):
+        load_checkpoint(path, FINGERPRINT, FORMS, optional=("sc",))
+
+
+def test_a_part_is_read_alone_and_everything_checked(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.parquet"
+    save_checkpoint(path, FINGERPRINT, STATE)
+    assert same(load_checkpoint(path, FINGERPRINT, part="agent"), as_arrays(STATE)["agent"])
+    text = json.loads(pq.read_schema(path).metadata[METADATA]) | {"rows_sha256": "0" * 64}
+    header = json.dumps(text)
+    schema = SCHEMA.with_metadata({METADATA: header, CHECKSUM: sha256_text(header)})
+    pq.write_table(pq.read_table(path).cast(schema), path)
+    with pytest.raises(CheckpointDamaged, match="do not match their checksum"):
+        load_checkpoint(path, FINGERPRINT, part="agent")
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
