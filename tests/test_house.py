@@ -321,7 +321,13 @@ def test_git_keeps_what_a_clone_needs_to_play_and_nothing_large(preset: str) -> 
     results = f"results/{preset}"
     small = ("run-0.json", "evaluation-0.parquet", "evaluation.json", "episodes.parquet",
              "training.parquet", "weights-0.safetensors", "weights-0.md")  # fmt: skip
-    large = ("checkpoint.parquet", "replay/part-00000.parquet", "status.json", ".run.json.x.part")
+    large = (
+        "checkpoint.parquet",
+        "checkpoint.previous.parquet",
+        "replay/part-00000.parquet",
+        "status.json",
+        ".run.json.x.part",
+    )
     kept = [f"{results}/runs/Pong/seed0/{name}" for name in small]
     kept += [f"{results}/recipes/Pong/seed0.json", f"{results}/report/index.html"]
     left = [f"{results}/runs/Pong/seed0/{name}" for name in large]

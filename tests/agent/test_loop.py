@@ -353,7 +353,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     output = workspace.train(every=1, expected=3)
     assert "Traceback" not in output
     found = re.search(
-        r"at step (\d+) (.*); training cannot go on; the last good state is (.*)", output
+        r"at step (\d+) (.*); training cannot go on; the last good state is (.*), of step (\d+)",
+        output,
     )
     assert found and named in found[2]
     assert 40 < int(found[1]) <= 50
@@ -361,7 +362,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert status(workspace)["permanent"] is True
     assert status(workspace)["step"] == int(found[1]) - 1, "steps that are done"
     assert (workspace.root / found[3]).samefile(workspace.folder / "checkpoint.parquet")
-    assert step_of(workspace) < int(found[1])
+    assert step_of(workspace) == int(found[4]) < int(found[1])
     fingerprint = read_recipe(workspace.recipe).fingerprint
     for name, value in load_checkpoint(workspace.root / found[3], fingerprint)["agent"].items():
         assert np.isfinite(value).all(), name
