@@ -219,16 +219,15 @@ def new_agent(recipe: Recipe) -> Agent:
     return Agent(recipe.settings, actions)
 
 
-def write_evaluation(
-    path: Path, episodes: list[Episode], recipe: Recipe, header: Mapping[str, Any]
-) -> None:
-    """Write one row per episode; the metadata say game, seed, how many were played in each way.
-
-    What `header` holds is added to them.
-    """
+def describe(episodes: Sequence[Episode], recipe: Recipe) -> dict[str, Any]:
+    """Return what a file of episodes says of them: game, seed, how many were played in each way."""
     played = Counter(episode.actions for episode in episodes)
-    metadata = {
-        "format": 1, "game": recipe.game, "seed": recipe.seed, "played": played, **header
-    }  # fmt: skip
-    schema = SCHEMA.with_metadata({b"drama": json.dumps(metadata, sort_keys=True)})
-    write_parquet(path, pa.Table.from_pylist([episode.row() for episode in episodes], schema))
+    return {"format": 1, "game": recipe.game, "seed": recipe.seed, "played": played}
+
+
+def write_evaluation(
+    path: Path, rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]
+) -> None:
+    """Write one row per episode, and the header as the file's metadata."""
+    schema = SCHEMA.with_metadata({b"drama": json.dumps(header, sort_keys=True)})
+    write_parquet(path, pa.Table.from_pylist(rows, schema))

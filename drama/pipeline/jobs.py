@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from drama.agent.evaluation import play, write_evaluation
+from drama.agent.evaluation import describe, play, write_evaluation
 from drama.agent.model.sequence import kernels, use_backend
 from drama.agent.settings import Backend
 from drama.agent.training.loop import train
@@ -19,7 +19,7 @@ from drama.agent.training.resumable import TrainingFailed
 from drama.agent.training.runtime import Runtime
 from drama.errors import FAILED_FOR_GOOD, ConfigurationError, DramaError
 from drama.pipeline.artifacts.agents import agent_of
-from drama.pipeline.artifacts.evaluations import note_evaluation, read_noted
+from drama.pipeline.artifacts.evaluations import note_evaluation, vouching
 from drama.pipeline.artifacts.image import running_digest
 from drama.pipeline.artifacts.records import RecordedRun, read_record
 from drama.pipeline.artifacts.store import fetch
@@ -224,7 +224,6 @@ def evaluate_run(
     with locked(run.folder):
         make_current(run.folder, run.fingerprint)
         if evaluation.path.exists():
-            read_noted(evaluation.path)
             note_evaluation(evaluation.path)
             say(f"{evaluation.path}: there already")
             return evaluation.path
@@ -237,15 +236,16 @@ def evaluate_run(
             say(f"{source}: plays, since {CHECKPOINT} is not here")
         use_backend(agent, choice)
         episodes = play(agent, run.recipe, evaluation.settings)
-        header = {
+        rows = [episode.row() for episode in episodes]
+        header = describe(episodes, run.recipe) | {
             "run": run.fingerprint,
             "fingerprint": evaluation.fingerprint,
             "settings": evaluation.settings.model_dump(),
             "device": device_name(device),
             "backend": choice.name,
         }
-        write_evaluation(evaluation.path, episodes, run.recipe, header)
-        written = note_evaluation(evaluation.path)
+        write_evaluation(evaluation.path, rows, vouching(header, rows))
+        written = note_evaluation(evaluation.path, played_now=True)
     say(f"{evaluation.path}: {written.score}")
     for played in written.played.values():
         if played is not written.score:

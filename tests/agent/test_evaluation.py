@@ -23,8 +23,16 @@ from drama.agent import evaluation
 from drama.agent.behaviour.agent import ActingWindow, Agent
 from drama.agent.env import make
 from drama.agent.env.catch import Catch
-from drama.agent.evaluation import SCHEMA, build_agent, new_episode, play, write_evaluation
+from drama.agent.evaluation import (
+    SCHEMA,
+    build_agent,
+    describe,
+    new_episode,
+    play,
+    write_evaluation,
+)
 from drama.agent.settings import EvaluationSettings, Recipe
+from drama.pipeline.artifacts.evaluations import vouching
 from drama.pipeline.recipes import read_recipe
 from drama.runs.checkpoint import load_checkpoint
 
@@ -359,6 +367,8 @@ def test_the_file_holds_a_row_per_episode_and_says_what_it_is_of(undisturbed: Wo
     header = json.loads(table.schema.metadata[b"drama"])
     fingerprint = header.pop("fingerprint")
     assert path.name == f"evaluation-{fingerprint[:16]}.parquet" and len(fingerprint) == 64
+    digest = header.pop("digest")
+    assert vouching(header | {"fingerprint": fingerprint}, table.to_pylist())["digest"] == digest
     assert header == {
         "format": 1, "run": run.fingerprint, "game": GAME, "seed": SEED, "device": "cpu",
         "backend": "torch", "settings": asking(5, 2).model_dump(), "played": {"greedy": 5},
@@ -369,7 +379,8 @@ def test_the_file_holds_what_was_played(tmp_path: Path, trained: Played) -> None
     agent, recipe = trained
     episodes = play(agent, recipe, asking(2, 2, both=True))
     path = tmp_path / "evaluation.parquet"
-    write_evaluation(path, episodes, recipe, {"device": "cpu"})
+    header = describe(episodes, recipe) | {"device": "cpu"}
+    write_evaluation(path, [episode.row() for episode in episodes], header)
     table = pq.read_table(path)
     keys = ("actions", "seed", "episode_return", "length", "truncated", "played")
     assert table.to_pylist() == [
