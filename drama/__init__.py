@@ -2,12 +2,12 @@
 
 Reading order, wing by wing; each imports only those before it:
 
-1. `errors`, `files`   errors for people; files that nobody sees half of
+1. `errors`, `reading`, `files`   errors for people; files read with care, and never seen half
 2. `runs`      how a run is kept: its folder, checkpoint, replay shards, tables, progress
 3. `agent`     what decides a result: `settings`, `shapes`, `env`, `replay`, `model`,
                `behaviour`, `training`, `evaluation`, in this order
 4. `pipeline`  which runs, where: `layers`, `config`, `recipes` (fingerprints), `history`, `jobs`,
-               `extensions`, `gpus`, `slurm`, and `artifacts`, what becomes of results
+               `episodes`, `extensions`, `gpus`, `slurm`, and `artifacts`, what becomes of results
 5. `report`    what is shown: scores, figures, one page
 6. `options`, `cli`    what the `drama` command takes; what it calls
 

@@ -30,10 +30,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: naming `path`, when it cannot be written.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, deep=False)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             with suppress(OSError):  # there are file systems without

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from drama.agent.evaluation import describe, play, write_evaluation
+from drama.agent.evaluation import describe, write_evaluation
 from drama.agent.model.sequence import kernels, use_backend
 from drama.agent.settings import Backend
 from drama.agent.training.loop import train
@@ -24,6 +24,7 @@ from drama.pipeline.artifacts.image import running_digest
 from drama.pipeline.artifacts.records import RecordedRun, read_record
 from drama.pipeline.artifacts.store import fetch
 from drama.pipeline.config import read_recipe_text
+from drama.pipeline.episodes import KeptEpisodes, play_on
 from drama.pipeline.fingerprints import Choices, run_code
 from drama.pipeline.history import earlier_run
 from drama.pipeline.plans import read_plan
@@ -209,6 +210,8 @@ def evaluate_run(
 ) -> Path:
     """Score a whole run and write its evaluation; one that is there is left alone.
 
+    One that was stopped goes on with the episodes that were not finished.
+
     Returns:
         The evaluation's file.
 
@@ -217,6 +220,7 @@ def evaluate_run(
         RunIncomplete: when the run is not whole.
         CheckpointError, WeightsError: when its checkpoint, or weights in its place, are damaged.
         NotFetched: when neither is here and the checkpoint cannot be fetched from DVC.
+        Stopped: when it was asked to stop; the same call goes on.
     """
     torch.set_num_threads(threads)
     if not is_whole(run.folder, run.fingerprint):
@@ -225,6 +229,7 @@ def evaluate_run(
         make_current(run.folder, run.fingerprint)
         if evaluation.path.exists():
             note_evaluation(evaluation.path)
+            KeptEpisodes.beside(evaluation.path).unlink(missing_ok=True)
             say(f"{evaluation.path}: there already")
             return evaluation.path
         choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
@@ -235,17 +240,20 @@ def evaluate_run(
         if source.name != CHECKPOINT:
             say(f"{source}: plays, since {CHECKPOINT} is not here")
         use_backend(agent, choice)
-        episodes = play(agent, run.recipe, evaluation.settings)
-        rows = [episode.row() for episode in episodes]
-        header = describe(episodes, run.recipe) | {
+        origin = {
             "run": run.fingerprint,
             "fingerprint": evaluation.fingerprint,
-            "settings": evaluation.settings.model_dump(),
             "device": device_name(device),
             "backend": choice.name,
         }
+        kept = KeptEpisodes(evaluation.path, origin | {"threads": threads})
+        episodes = play_on(agent, run.recipe, evaluation.settings, kept)
+        rows = [episode.row() for episode in episodes]
+        header = describe(episodes, run.recipe) | origin
+        header["settings"] = evaluation.settings.model_dump()
         write_evaluation(evaluation.path, rows, vouching(header, rows))
         written = note_evaluation(evaluation.path, played_now=True)
+        kept.path.unlink(missing_ok=True)
     say(f"{evaluation.path}: {written.score}")
     for played in written.played.values():
         if played is not written.score:
