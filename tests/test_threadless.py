@@ -58,7 +58,8 @@ def run(place: Path, code: str, *arguments: str, **environment: str) -> tuple[in
     try:
         done = subprocess.run(
             [sys.executable, "-c", LIMITED, code, *arguments],
-            cwd=place, env=kept | {"MPLCONFIGDIR": str(place)} | environment, text=True, timeout=300,
+            cwd=place, env={**kept, "MPLCONFIGDIR": str(place.parent), **environment},
+            text=True, timeout=300,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
