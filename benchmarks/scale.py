@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drama.files import canonical_json, sha256_file
+from drama.pipeline.artifacts.evaluations import vouching
 from drama.pipeline.plans import Plan, PlannedRun
 from drama.pipeline.recipes import plan
 
@@ -87,14 +88,17 @@ def write_evaluation(run: PlannedRun) -> None:
     """Write an evaluation as it is read back: 100 greedy episodes."""
     asked = {"episodes": 100, "environments": 1, "actions": "greedy", "both": False}
     header = {
-        "run": run.fingerprint, "fingerprint": run.evaluation_fingerprint, "device": "cpu",
-        "backend": "torch", "played": {"greedy": 100}, "settings": asked | {"enough_same": 0},
+        "format": 1, "run": run.fingerprint, "fingerprint": run.evaluation_fingerprint,
+        "device": "cpu", "backend": "torch", "played": {"greedy": 100},
+        "settings": asked | {"enough_same": 0},
     }  # fmt: skip
     returns = [float(run.seed)] * 100
     table = pa.table({
-        "actions": ["greedy"] * 100, "episode_return": returns, "truncated": [False] * 100,
-        "played": [f"{index:064x}" for index in range(100)],
+        "episode": range(100), "actions": ["greedy"] * 100, "seed": [0] * 100,
+        "episode_return": returns, "length": [90] * 100, "truncated": [False] * 100,
+        "played": [f"{index:016x}" for index in range(100)],
     })  # fmt: skip
+    header = vouching(header, table.to_pylist())
     pq.write_table(table.replace_schema_metadata({"drama": json.dumps(header)}), run.evaluation)
 
 

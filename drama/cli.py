@@ -115,9 +115,9 @@ def train(
     """Train a recipe's run; given again, it goes on where it stopped.
 
     Everything goes to `results/<preset>/runs/<Game>/seed<k>/`; `run-<fingerprint>.json` is written
-    last and says that the run is whole. SIGTERM and Ctrl-C save and exit with code 75. Another run
-    found in the folder is moved to `results/<preset>/superseded/` as this one begins, never
-    overwritten.
+    last and says that the run is whole. SIGTERM, SIGHUP and Ctrl-C save and exit with code 75.
+    Another run found in the folder is moved to `results/<preset>/superseded/` as this one begins,
+    never overwritten.
 
     With `--steps`, a finished run goes on: as another run, with a recipe and a fingerprint of its
     own, in `results/<preset>-to<steps>/`. The finished one stays as it is.
@@ -142,7 +142,7 @@ def evaluate(
     backend: options.BackendName = "auto",
     threads: options.Threads = 1,
 ) -> None:
-    """Play a trained run's evaluation episodes, and score it.
+    """Score a trained run by episodes that it plays; given again, it goes on where it stopped.
 
     `seed<k>.evaluation.json` beside the recipe says how: greedy or sampled actions, or both, and
     how many episodes; `drama plan` writes it from the section `evaluation` of the preset.

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from drama.agent.evaluation import SCHEMA
 from drama.files import canonical_json, sha256_file
+from drama.pipeline.artifacts.evaluations import vouching
 
 
 def digest(text: str) -> str:
@@ -102,7 +103,13 @@ def write_evaluation(
         "played": played,
     }  # fmt: skip
     path = folder / f"evaluation-{evaluation[:16]}.parquet"
-    pq.write_table(table.replace_schema_metadata({b"drama": json.dumps(origin).encode()}), path)
+    return write_vouching(path, table, origin)
+
+
+def write_vouching(path: Path, table: pa.Table, header: Mapping[str, Any]) -> Path:
+    """Write rows and header with the digest that is right for them."""
+    known = json.dumps(vouching(header, table.to_pylist()))
+    pq.write_table(table.replace_schema_metadata({b"drama": known.encode()}), path)
     return path
 
 

@@ -13,7 +13,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,15 @@ class AtWrite:
     share: float | None = 1.0
 
 
-Moment = AtStep | AtWrite
+@dataclass(frozen=True)
+class AtEpisode:
+    """Send `signals` when the `count`-th episode of an evaluation has ended and is kept."""
+
+    count: int
+    signals: tuple[int, ...] = (signal.SIGKILL,)
+
+
+Moment = AtStep | AtWrite | AtEpisode
 
 
 @dataclass(frozen=True)
@@ -123,8 +131,9 @@ class Workspace:
         arguments = ["train", str(self.recipe), "--device", "cpu", "--checkpoint-every", str(every)]
         return self.run(*arguments, moment=moment, expected=expected, file_limit=file_limit)
 
-    def evaluate(self, expected: int = 0) -> str:
-        return self.run("evaluate", str(self.recipe), "--device", "cpu", expected=expected)
+    def evaluate(self, expected: int = 0, moment: Moment | None = None) -> str:
+        arguments = ("evaluate", str(self.recipe), "--device", "cpu")
+        return self.run(*arguments, moment=moment, expected=expected)
 
     def result(self) -> dict[str, Any]:
         """Everything that must not depend on how often a run was stopped."""
@@ -198,6 +207,8 @@ def _drama(
         _strike_at_step(moment)
     elif isinstance(moment, AtWrite):
         _strike_at_write(moment)
+    elif isinstance(moment, AtEpisode):
+        _strike_at_episode(moment)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
@@ -218,6 +229,24 @@ def _strike_at_step(moment: AtStep) -> None:
                 os.kill(os.getpid(), number)
 
     Trainer.act_and_store = act_and_store  # type: ignore[method-assign]
+
+
+def _strike_at_episode(moment: AtEpisode) -> None:
+    from drama.pipeline import episodes
+
+    usual = episodes.KeptEpisodes.add
+    ended = 0
+
+    def add(self: episodes.KeptEpisodes, those: Sequence[Any]) -> None:
+        nonlocal ended
+        usual(self, those)
+        before, ended = ended, ended + len(those)
+        if before < moment.count <= ended:
+            for number in moment.signals:
+                os.kill(os.getpid(), number)
+
+    episodes.KEEP_SECONDS = 0.0
+    episodes.KeptEpisodes.add = add  # type: ignore[method-assign]
 
 
 def _strike_at_write(moment: AtWrite) -> None:

@@ -12,6 +12,11 @@ favoured over long ones (keeping those that finish first would). Noise comes fro
 episode's own: how many episodes are stepped together changes nothing but rounding. Greedy and
 sampled episodes of one number share seed, first action and noise of the latents.
 
+An evaluation that was stopped goes on with the episodes that were not finished, and each turns out
+as it would have. How many rows a batch has can change how numbers are rounded. So an episode begins
+in the round in which it would have begun, beside as many others: where those were finished before,
+rows that mean nothing stand in for them.
+
 Nothing short of playing them shows that two episodes are the same, since their latents differ until
 the end. So the early end (`evaluation.enough_same`) proves nothing about those not played: it stops
 when the first so many, by number, were all the same. How many were played stands in the file.
@@ -23,10 +28,10 @@ import hashlib
 import json
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +56,8 @@ SCHEMA = pa.schema(
 EVALUATION_STREAM = 1_000_003
 """Keeps evaluation's generators apart from training's, which spawn from the run's seed alone."""
 
+Kept: TypeAlias = Mapping[tuple[Actions, int], Mapping[str, Any]]
+
 
 @dataclass
 class Episode:
@@ -65,6 +72,8 @@ class Episode:
         episode_return: sum of rewards so far.
         length: agent steps so far.
         truncated: whether it was cut off.
+        played: 16 hex digits that two episodes share when they are the same from end to end;
+            nothing before the end.
         digest: SHA-256 of what was seen, done and got so far.
     """
 
@@ -76,6 +85,7 @@ class Episode:
     episode_return: float = 0.0
     length: int = 0
     truncated: bool = False
+    played: str = ""
     digest: Any = field(default_factory=hashlib.sha256, repr=False)
 
     def note(
@@ -87,16 +97,18 @@ class Episode:
         self.truncated = truncated and not terminated
         self.digest.update(struct.pack("<qd??", action, reward, terminated, truncated))
         self.digest.update(frame.tobytes())
+        if terminated or truncated:
+            self.played = self.digest.hexdigest()[:16]
 
     def row(self) -> dict[str, Any]:
         """Return the episode's row in the file, by the names of `SCHEMA`."""
         values = {name: getattr(self, name) for name in SCHEMA.names if hasattr(self, name)}
         return {"episode": self.index, **values}
 
-    @property
-    def played(self) -> str:
-        """16 hex digits that two episodes share when they are the same from end to end."""
-        return str(self.digest.hexdigest())[:16]
+    def restore(self, row: Mapping[str, Any]) -> None:
+        """Take over how the episode ended from its row."""
+        for name in ("episode_return", "length", "truncated", "played"):
+            setattr(self, name, row[name])
 
 
 def new_episode(run_seed: int, index: int, actions: Actions = "greedy") -> Episode:
@@ -109,12 +121,28 @@ def new_episode(run_seed: int, index: int, actions: Actions = "greedy") -> Episo
 
 
 class _Place:
-    """One environment and the episodes handed to it."""
+    """One environment and the episodes handed to it.
 
-    def __init__(self, environment: AgentEnvironment, episodes: list[Episode]) -> None:
+    Args:
+        environment: to play in.
+        episodes: to play, one after another.
+        kept: rows of episodes that were finished before, by way and number.
+
+    Attributes:
+        start: the round in which it begins to play: all rounds before went into what was kept.
+    """
+
+    def __init__(
+        self, environment: AgentEnvironment, episodes: Sequence[Episode], kept: Kept
+    ) -> None:
         self.environment = environment
-        self.waiting = episodes
+        self.waiting = list(episodes)
         self.finished: list[Episode] = []
+        while self.waiting and (row := kept.get((self.waiting[0].actions, self.waiting[0].index))):
+            self.waiting[0].restore(row)
+            self.finished.append(self.waiting.pop(0))
+        self.start = sum(episode.length for episode in self.finished)
+        self.frame = np.zeros(environment.observation_space.shape, np.uint8)
         self.next_episode()
 
     def next_episode(self) -> None:
@@ -123,19 +151,34 @@ class _Place:
             self.frame, _ = self.environment.reset(seed=self.episode.seed)
             self.episode.digest.update(self.frame.tobytes())
 
-    def step(self, action: int) -> bool:
-        """Take an action; says whether the episode ended, in which case the next has begun."""
+    def playing(self, now: int) -> Episode | None:
+        """Return the episode that is played in a round."""
+        return self.episode if self.start <= now else None
+
+    def is_counted(self, now: int) -> bool:
+        """Say whether it has a row in a round's batch, were it only one that stands in."""
+        return self.episode is not None or now < self.start
+
+    def step(self, action: int) -> Episode | None:
+        """Take an action; returns the episode when that ended it, and begins the next."""
         assert self.episode is not None
         self.frame, reward, terminated, truncated, _ = self.environment.step(action)
         self.episode.note(action, float(reward), terminated, truncated, self.frame)
         if not (terminated or truncated):
-            return False
-        self.finished.append(self.episode)
+            return None
+        ended = self.episode
+        self.finished.append(ended)
         self.next_episode()
-        return True
+        return ended
 
 
-def play(agent: Agent, recipe: Recipe, settings: EvaluationSettings) -> list[Episode]:
+def play(
+    agent: Agent,
+    recipe: Recipe,
+    settings: EvaluationSettings,
+    kept: Sequence[Mapping[str, Any]] = (),
+    after_round: Callable[[list[Episode]], None] = lambda ended: None,
+) -> list[Episode]:
     """Play evaluation episodes with the agent as it is.
 
     Args:
@@ -143,38 +186,60 @@ def play(agent: Agent, recipe: Recipe, settings: EvaluationSettings) -> list[Epi
         recipe: names the game and the run's seed.
         settings: how many episodes, how many side by side, how actions are chosen, when so many
             are enough.
+        kept: rows of episodes that this very call finished before it was stopped.
+        after_round: called whenever all environments have taken a step, with the episodes that
+            this ended; what it raises ends the call.
 
     Returns:
         The finished episodes, by number: those of the score, then those beside it.
     """
+    known = {(row["actions"], row["episode"]): row for row in kept}
+
+    def finish(episodes: Sequence[Episode]) -> list[Episode]:
+        return _play(agent, recipe, episodes, settings.environments, known, after_round)
+
     finished: list[Episode] = []
     for actions in settings.ways:
         episodes = [new_episode(recipe.seed, index, actions) for index in range(settings.episodes)]
         first = settings.enough_same or settings.episodes
-        played = _play(agent, recipe, episodes[:first], settings.environments)
+        played = finish(episodes[:first])
         if len({episode.played for episode in played}) > 1:
-            played += _play(agent, recipe, episodes[first:], settings.environments)
+            played += finish(episodes[first:])
         finished += played
     return finished
 
 
 def _play(
-    agent: Agent, recipe: Recipe, episodes: Sequence[Episode], environments: int
+    agent: Agent,
+    recipe: Recipe,
+    episodes: Sequence[Episode],
+    environments: int,
+    kept: Kept,
+    after_round: Callable[[list[Episode]], None],
 ) -> list[Episode]:
     """Play these episodes to their ends and return them, in their order."""
     side_by_side = min(environments, len(episodes))
     places = [
-        _Place(make(recipe.game, recipe.settings.environment), list(episodes[first::side_by_side]))
+        _Place(make(recipe.game, recipe.settings.environment), episodes[first::side_by_side], kept)
         for first in range(side_by_side)
     ]
     window = agent.new_window(side_by_side)
     greedy = any(episode.actions == "greedy" for episode in episodes)  # all of them alike
+    now = min((place.start for place in places if place.episode), default=0)
     try:
-        while busy := [row for row, place in enumerate(places) if place.episode]:
-            actions = _choose(agent, window, places, np.array(busy), greedy)
-            for row, action in zip(busy, actions, strict=True):
-                if places[row].step(int(action)):
+        while any(place.episode for place in places):
+            rows = [row for row, place in enumerate(places) if place.is_counted(now)]
+            playing = [places[row].playing(now) for row in rows]
+            frames = np.stack([places[row].frame for row in rows])
+            actions = _choose(agent, window, np.array(rows), frames, playing, greedy)
+            ended = []
+            for row, episode, action in zip(rows, playing, actions, strict=True):
+                over = places[row].step(int(action)) if episode else None
+                ended += [over] if over else []
+                if over or not episode:
                     window.clear(row)
+            now += 1
+            after_round(ended)
     finally:
         for place in places:
             place.environment.close()
@@ -183,21 +248,26 @@ def _play(
 
 
 def _choose(
-    agent: Agent, window: ActingWindow, places: list[_Place], rows: np.ndarray, greedy: bool
+    agent: Agent,
+    window: ActingWindow,
+    rows: np.ndarray,
+    frames: np.ndarray,
+    episodes: Sequence[Episode | None],
+    greedy: bool,
 ) -> np.ndarray:
-    """Choose the next action of the environments `rows`."""
+    """Choose the next action in the episodes that are played in the environments `rows`."""
     shape = agent.noise_shape()
-    noise = np.empty((len(rows), *shape), np.float32)
-    action_noise = np.empty((len(rows), agent.actions), np.float32)
+    noise = np.ones((len(rows), *shape), np.float32)
+    action_noise = np.ones((len(rows), agent.actions), np.float32)
     random_actions = np.full(len(rows), -1)
-    for i, row in enumerate(rows):
-        episode = places[row].episode
-        assert episode is not None
+    for i, episode in enumerate(episodes):
+        if episode is None:  # a row that stands in, whose window is empty
+            random_actions[i] = 0
+            continue
         if episode.length == 0:
             random_actions[i] = episode.generator.integers(agent.actions)
         noise[i] = episode.generator.standard_exponential(shape, np.float32)
         action_noise[i] = episode.choices.standard_exponential(agent.actions, np.float32)
-    frames = np.stack([places[row].frame for row in rows])
     draws = torch.from_numpy(noise), torch.from_numpy(action_noise)
     return agent.act(
         window, rows, frames, random_actions, draws[0], greedy=greedy, action_noise=draws[1]
@@ -219,16 +289,15 @@ def new_agent(recipe: Recipe) -> Agent:
     return Agent(recipe.settings, actions)
 
 
-def write_evaluation(
-    path: Path, episodes: list[Episode], recipe: Recipe, header: Mapping[str, Any]
-) -> None:
-    """Write one row per episode; the metadata say game, seed, how many were played in each way.
-
-    What `header` holds is added to them.
-    """
+def describe(episodes: Sequence[Episode], recipe: Recipe) -> dict[str, Any]:
+    """Return what a file of episodes says of them: game, seed, how many were played in each way."""
     played = Counter(episode.actions for episode in episodes)
-    metadata = {
-        "format": 1, "game": recipe.game, "seed": recipe.seed, "played": played, **header
-    }  # fmt: skip
-    schema = SCHEMA.with_metadata({b"drama": json.dumps(metadata, sort_keys=True)})
-    write_parquet(path, pa.Table.from_pylist([episode.row() for episode in episodes], schema))
+    return {"format": 1, "game": recipe.game, "seed": recipe.seed, "played": played}
+
+
+def write_evaluation(
+    path: Path, rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]
+) -> None:
+    """Write one row per episode, and the header as the file's metadata."""
+    schema = SCHEMA.with_metadata({b"drama": json.dumps(header, sort_keys=True)})
+    write_parquet(path, pa.Table.from_pylist(rows, schema))

@@ -16,14 +16,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from drama.agent.settings import EvaluationSettings, Fingerprint, Recipe
 from drama.files import canonical_json, sha256_text
 from drama.pipeline.config import parse_recipe
 from drama.pipeline.layers import Layer, resolve
+from drama.reading import read_model
 from drama.runs.folder import SHORT, short_commit
 
 ADDED: dict[str, Any] = {
@@ -119,23 +120,32 @@ def earlier_run(folder: Path, recipe: Path) -> EarlierRun | None:
 
 
 class Note(BaseModel):
-    """What evaluation.json says that others rely on: which evaluation, and its file's checksum."""
+    """What evaluation.json says that others rely on: which evaluation, and its file's checksum.
+
+    `earlier` holds the checksums of evaluations that were noted before and lie beside it still.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     fingerprint: Fingerprint
     sha256: Fingerprint
+    earlier: Annotated[dict[str, Fingerprint], Field(max_length=1000)] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The evaluation's file name."""
         return f"evaluation-{self.fingerprint[:SHORT]}.parquet"
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """All checksums, by file name."""
+        return {**self.earlier, self.name: self.sha256}
+
 
 def read_note(folder: Path) -> Note | None:
     """Read evaluation.json in a run's folder; None when there is none, or nothing of use in it."""
     try:
-        return Note.model_validate_json((folder / "evaluation.json").read_bytes())
+        return read_model(folder / "evaluation.json", Note)
     except (OSError, ValueError):  # ValidationError is a ValueError
         return None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from drama.agent.evaluation import play, write_evaluation
+from drama.agent.evaluation import describe, write_evaluation
 from drama.agent.model.sequence import kernels, use_backend
 from drama.agent.settings import Backend
 from drama.agent.training.loop import train
@@ -19,11 +19,12 @@ from drama.agent.training.resumable import TrainingFailed
 from drama.agent.training.runtime import Runtime
 from drama.errors import FAILED_FOR_GOOD, ConfigurationError, DramaError
 from drama.pipeline.artifacts.agents import agent_of
-from drama.pipeline.artifacts.evaluations import note_evaluation, read_noted
+from drama.pipeline.artifacts.evaluations import note_evaluation, vouching
 from drama.pipeline.artifacts.image import running_digest
 from drama.pipeline.artifacts.records import RecordedRun, read_record
 from drama.pipeline.artifacts.store import fetch
 from drama.pipeline.config import read_recipe_text
+from drama.pipeline.episodes import KeptEpisodes, play_on
 from drama.pipeline.fingerprints import Choices, run_code
 from drama.pipeline.history import earlier_run
 from drama.pipeline.plans import read_plan
@@ -215,6 +216,8 @@ def evaluate_run(
 ) -> Path:
     """Score a whole run and write its evaluation; one that is there is left alone.
 
+    One that was stopped goes on with the episodes that were not finished.
+
     Returns:
         The evaluation's file.
 
@@ -223,6 +226,7 @@ def evaluate_run(
         RunIncomplete: when the run is not whole.
         CheckpointError, WeightsError: when its checkpoint, or weights in its place, are damaged.
         NotFetched: when neither is here and the checkpoint cannot be fetched from DVC.
+        Stopped: when it was asked to stop; the same call goes on.
     """
     torch.set_num_threads(threads)
     if not is_whole(run.folder, run.fingerprint):
@@ -230,8 +234,8 @@ def evaluate_run(
     with locked(run.folder):
         make_current(run.folder, run.fingerprint)
         if evaluation.path.exists():
-            read_noted(evaluation.path)
             note_evaluation(evaluation.path)
+            KeptEpisodes.beside(evaluation.path).unlink(missing_ok=True)
             say(f"{evaluation.path}: there already")
             return evaluation.path
         choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
@@ -242,16 +246,20 @@ def evaluate_run(
         if source.name != CHECKPOINT:
             say(f"{source}: plays, since {CHECKPOINT} is not here")
         use_backend(agent, choice)
-        episodes = play(agent, run.recipe, evaluation.settings)
-        header = {
+        origin = {
             "run": run.fingerprint,
             "fingerprint": evaluation.fingerprint,
-            "settings": evaluation.settings.model_dump(),
             "device": device_name(device),
             "backend": choice.name,
         }
-        write_evaluation(evaluation.path, episodes, run.recipe, header)
-        written = note_evaluation(evaluation.path)
+        kept = KeptEpisodes(evaluation.path, origin | {"threads": threads})
+        episodes = play_on(agent, run.recipe, evaluation.settings, kept)
+        rows = [episode.row() for episode in episodes]
+        header = describe(episodes, run.recipe) | origin
+        header["settings"] = evaluation.settings.model_dump()
+        write_evaluation(evaluation.path, rows, vouching(header, rows))
+        written = note_evaluation(evaluation.path, played_now=True)
+        kept.path.unlink(missing_ok=True)
     say(f"{evaluation.path}: {written.score}")
     for played in written.played.values():
         if played is not written.score:

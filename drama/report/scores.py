@@ -22,7 +22,12 @@ import pyarrow.parquet as pq
 from drama.agent.settings import Actions
 from drama.errors import DramaError, reason
 from drama.files import sha256_file
-from drama.pipeline.artifacts.evaluations import Evaluation, EvaluationDamaged, Played, read_noted
+from drama.pipeline.artifacts.evaluations import (
+    Evaluation,
+    EvaluationDamaged,
+    Played,
+    read_evaluation,
+)
 from drama.pipeline.artifacts.records import Artifact, Record
 from drama.pipeline.history import earlier_run, noted_evaluation
 from drama.pipeline.plans import Plan, PlannedRun
@@ -275,7 +280,7 @@ def _read_record(planned: PlannedRun) -> Record:
 def _read_evaluation(planned: PlannedRun) -> Evaluation:
     path = planned.evaluation
     try:
-        found = read_noted(path)
+        found = read_evaluation(path)
     except EvaluationDamaged as error:
         raise _problem(planned, f"has an unreadable evaluation: {error}", "evaluate") from error
     if (found.run, found.fingerprint) != (planned.fingerprint, planned.evaluation_fingerprint):

@@ -54,6 +54,10 @@ class RunBusy(DramaError):
     """Another process works on the run."""
 
 
+class NoThread(DramaError):
+    """The system lets this user start no more threads, of which holding a run takes one."""
+
+
 @dataclass(frozen=True)
 class Holder:
     """Who works on a run.
@@ -137,6 +141,7 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         RunBusy: when another process holds it and is not to be waited for.
+        NoThread: when no sign of life can be given.
     """
     path = lock_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,8 +167,15 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
             )
         _wait(path, look)
     done = threading.Event()
-    threading.Thread(target=_show_life, args=(path, text, done), daemon=True).start()
     try:
+        try:
+            threading.Thread(target=_show_life, args=(path, text, done), daemon=True).start()
+        except RuntimeError:
+            raise NoThread(
+                f"{folder}: no more threads can be started here (a limit on processes, "
+                "`ulimit -u`): whoever works here has to show signs of life in one. End other "
+                "processes of yours or raise the limit, and give the same command again"
+            ) from None
         yield
     finally:
         done.set()

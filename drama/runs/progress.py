@@ -10,8 +10,9 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -33,6 +34,7 @@ from drama.reading import parse_kind, read_bytes
 
 LINE_SECONDS = 30.0
 STATUS_SECONDS = 10.0
+DRAW_SECONDS = 0.1
 BAR_WIDTH = 16
 """Of 80 columns; with a long title and 100 000 steps, a return still has room behind it."""
 
@@ -147,6 +149,46 @@ class WholeParts:
         yield Text(next((line for line in lines if len(line) <= options.max_width), ""))
 
 
+class Bar(Progress):
+    """A progress bar that is drawn as it moves, without a thread: there may be no more to be had.
+
+    Args:
+        title: what it is of.
+        done: how much of it was done before.
+        total: how much there is to do.
+        console: the terminal.
+    """
+
+    def __init__(self, title: str, done: int, total: int, console: Console) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(BAR_WIDTH),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            Detail(),
+            console=console,
+            transient=True,
+            expand=True,
+            auto_refresh=False,
+        )
+        self._due = 0.0
+        self._task = self.add_task(title, total=total, completed=done, rate="", detail=[])
+
+    def move(self, done: int, rate: str, detail: list[str]) -> None:
+        """Say how much is done; drawn now and then. A terminal that is gone is no obstacle."""
+        self.update(self._task, completed=done, rate=rate, detail=detail)
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + DRAW_SECONDS
+            with suppress(OSError):
+                self.refresh()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        with suppress(OSError):
+            super().stop()
+
+
 class Reporter:
     """Shows progress: a bar on a terminal, one line every half minute elsewhere.
 
@@ -165,7 +207,7 @@ class Reporter:
         self.path = path
         self._losses: list[str] = []
         self._console = Console(stderr=True)
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._earlier_seconds = status.wall_seconds
         self._started = time.monotonic()
         self._line_due = self._started + LINE_SECONDS
@@ -174,24 +216,11 @@ class Reporter:
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(BAR_WIDTH),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                Detail(),
-                console=self._console,
-                transient=True,
-                expand=True,
-            )
-            self._bar.add_task(
-                self.title, total=self.status.total_steps, completed=self.status.step,
-                rate="", detail=[],
-            )  # fmt: skip
+            status = self.status
+            self._bar = Bar(self.title, status.step, status.total_steps, self._console)
             self._bar.start()
         else:
-            self._say(f"{self.title}: from step {self.status.step} of {self.status.total_steps}")
+            _say(f"{self.title}: from step {self.status.step} of {self.status.total_steps}")
         self.status.state = "running"
         self.status.write(self.path)
         return self
@@ -231,15 +260,10 @@ class Reporter:
             self._status_due = now + STATUS_SECONDS
             status.write(self.path)
         if self._bar:
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=step,
-                rate=f"{status.steps_per_second:.1f} steps/s",
-                detail=self._detail(),
-            )
+            self._bar.move(step, f"{status.steps_per_second:.1f} steps/s", self._detail())
         elif now >= self._line_due:
             self._line_due = now + LINE_SECONDS
-            self._say(self._line())
+            _say(self._line())
 
     def finish_episode(self, episode_return: float) -> None:
         """Take note of a finished episode's return."""
@@ -257,5 +281,55 @@ class Reporter:
         step = f"{self.title}: step {status.step} of {status.total_steps}"
         return " · ".join([step, f"{rate:.1f} steps/s", ahead, *self._detail()])
 
-    def _say(self, text: str) -> None:
+
+class EpisodesReporter:
+    """Shows how an evaluation is getting on: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        title: the run's name.
+        total: episodes to play, in all ways together.
+    """
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title = title
+        self.total = total
+        self._returns: dict[str, list[float]] = {}
+        self._way = ""
+        self._bar: Bar | None = None
+        self._line_due = time.monotonic()
+
+    def __enter__(self) -> Self:
+        console = Console(stderr=True)
+        if console.is_terminal:
+            self._bar = Bar(self.title, 0, self.total, console)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def tick(self, ended: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of the rows of episodes that ended; cheap enough for every step."""
+        for row in ended:
+            self._way = row["actions"]
+            self._returns.setdefault(self._way, []).append(row["episode_return"])
+        now, done = time.monotonic(), sum(map(len, self._returns.values()))
+        if self._bar:
+            self._bar.move(done, "episodes", self._detail())
+        elif now >= self._line_due:
+            self._line_due = now + LINE_SECONDS
+            line = f"{self.title}: {done} of {self.total} episodes"
+            _say(" · ".join([line, *self._detail()]))
+
+    def _detail(self) -> list[str]:
+        """Return the mean return so far, of episodes that were played as the last one was."""
+        if not self._way:
+            return []
+        way = f"{self._way} " * (len(self._returns) > 1)
+        return [f"{way}mean return {fmean(self._returns[self._way]):.4g}"]
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # nobody reads it any more
         print(text, file=sys.stderr, flush=True)

@@ -1,16 +1,18 @@
-"""Stopping on request: what SIGTERM and Ctrl-C do to a command that can go on later."""
+"""Stopping on request: SIGTERM, Ctrl-C or a closed terminal, for commands that can go on later."""
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from drama.errors import DramaError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Requests to stop. SIGHUP stays ignored where it was ignored before, as `nohup` has it."""
 
 
 class Stopped(DramaError):
@@ -49,13 +51,29 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = [signal.signal(number, handler) for number in SIGNALS]
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    for number in before:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, earlier in zip(SIGNALS, before, strict=True):
+        for number, earlier in before.items():
             signal.signal(number, earlier)
 
 
 def _say(text: bytes) -> None:
-    os.write(2, text)  # a handler may interrupt a print, whose buffer it must not touch
+    try:
+        os.write(2, text)  # a handler may interrupt a print, whose buffer it must not touch
+    except OSError:
+        _leave_terminal()
+
+
+def _leave_terminal() -> None:
+    """Let what is still printed go nowhere: a closed terminal must not keep anybody from saving."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        if stat.S_ISCHR(os.fstat(number).st_mode):
+            os.dup2(nowhere, number)
+    os.close(nowhere)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from workspace import GAME, SEED, Workspace
 
@@ -23,8 +23,16 @@ from drama.agent import evaluation
 from drama.agent.behaviour.agent import ActingWindow, Agent
 from drama.agent.env import make
 from drama.agent.env.catch import Catch
-from drama.agent.evaluation import SCHEMA, build_agent, new_episode, play, write_evaluation
+from drama.agent.evaluation import (
+    SCHEMA,
+    build_agent,
+    describe,
+    new_episode,
+    play,
+    write_evaluation,
+)
 from drama.agent.settings import EvaluationSettings, Recipe
+from drama.pipeline.artifacts.evaluations import vouching
 from drama.pipeline.recipes import read_recipe
 from drama.runs.checkpoint import load_checkpoint
 
@@ -281,7 +289,8 @@ def test_atari_episodes_of_a_stubborn_policy_differ_by_their_first_action_alone(
 @pytest.mark.parametrize(
     "change",
     [
-        {"action": 1}, {"reward": 1.0}, {"terminated": True}, {"truncated": True},
+        {"action": 1}, {"reward": 1.0}, {"terminated": True},
+        {"terminated": True, "truncated": False},
         {"frame": np.ones((2, 2, 3), np.uint8)},
     ],
 )  # fmt: skip
@@ -289,8 +298,10 @@ def test_episodes_are_different_when_anything_in_them_is(change: dict[str, Any])
     step = {"action": 0, "reward": 0.0, "terminated": False, "truncated": False,
             "frame": np.zeros((2, 2, 3), np.uint8)}  # fmt: skip
     episodes = [new_episode(0, index) for index in range(3)]
-    for episode, last in zip(episodes, (step, step, step | change), strict=True):
+    end = step | {"truncated": True}
+    for episode, last in zip(episodes, (end, end, end | change), strict=True):
         episode.note(**step)
+        assert not episode.played
         episode.note(**last)
     one, same, other = (episode.played for episode in episodes)
     assert one == same != other
@@ -341,6 +352,126 @@ def test_episodes_of_one_run_and_of_five_have_seeds_of_their_own() -> None:
     assert not {int(seed) & 0x7FFF_FFFF for seed in training} & set(seeds)
 
 
+# --- going on with what was finished before ------------------------------------------------------
+
+
+class Seeded(Catch):
+    """Catch, but how long an episode is depends on its seed."""
+
+    def __init__(self) -> None:
+        super().__init__(columns=8)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        assert seed is not None
+        self.left = 1 + seed % 13
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> Any:
+        frame, reward, _, truncated, info = super().step(action)
+        self.left -= 1
+        return frame, reward, self.left == 0, truncated, info
+
+
+class Stop(Exception):
+    pass
+
+
+Batch = tuple[np.ndarray, torch.Tensor]
+
+
+def sitting(
+    agent: Played, asked: EvaluationSettings, kept: list[dict[str, Any]], rounds: int | None = None
+) -> tuple[list[dict[str, Any]], list[Batch]]:
+    """Play on for so many rounds; returns all rows, none unless whole, and what was computed.
+
+    That is, by round, the environments and the policy's logits. What is finished goes to `kept`.
+    """
+    batches: list[Batch] = []
+    act, actor = agent[0].act, agent[0].behaviour.actor
+
+    def watched(window: ActingWindow, rows: np.ndarray, *others: Any, **more: Any) -> np.ndarray:
+        hook = actor.register_forward_hook(lambda _, __, out: batches.append((rows, out.clone())))
+        try:
+            return act(window, rows, *others, **more)
+        finally:
+            hook.remove()
+
+    def after_round(ended: list[evaluation.Episode]) -> None:
+        kept.extend(episode.row() for episode in ended)
+        if len(batches) == rounds:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "make", lambda *_: Seeded())
+        patch.setattr(agent[0], "act", watched)
+        try:
+            episodes = play(*agent, asked, tuple(kept), after_round)
+        except Stop:
+            return [], batches
+    return [episode.row() for episode in episodes], batches
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    asked=st.builds(
+        asking,
+        st.integers(1, 7),
+        st.integers(1, 4),
+        actions=st.sampled_from(["greedy", "sampled"]),
+        both=st.booleans(),
+        enough_same=st.sampled_from([0, 2, 4]),
+    ),
+    stops=st.lists(st.integers(1, 25), max_size=3),
+)
+def test_an_evaluation_that_was_stopped_goes_on_as_if_it_had_not_been(
+    catcher: Played, asked: EvaluationSettings, stops: list[int]
+) -> None:
+    agent = undecided(catcher)
+    whole, _ = sitting(agent, asked, [])
+    kept: list[dict[str, Any]] = []
+    for rounds in stops:
+        sitting(agent, asked, kept, rounds)
+    rows, _ = sitting(agent, asked, kept)
+    assert rows == whole and len(kept) == len(whole)
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "mamba", "transformer", "gru"])
+@pytest.mark.parametrize("finished", [{0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3, 6}, {0, 2, 5}])
+def test_an_episode_is_computed_in_batches_as_large_as_it_would_have_been(
+    catcher: Played, kind: str, finished: set[int]
+) -> None:
+    """And to the last bit as it would have been, whatever rows stand in beside it."""
+    agent, recipe = other_kind(catcher, kind)
+    asked = asking(7, 3, actions="sampled")
+    whole, batches = sitting((agent, recipe), asked, [])
+    kept = [row for row in whole if row["episode"] in finished]
+    begun = [[int(sum(lengths[:i])) for i in range(len(lengths))] for lengths in by_place(whole)]
+    ends = [sum(lengths) for lengths in by_place(whole)]
+    starts = [sum(lengths) for lengths in by_place(kept)]
+    waited_for = [place for place in range(3) if starts[place] < ends[place]]
+    first, last = min(starts[i] for i in waited_for), max(ends[i] for i in waited_for)
+    rows, again = sitting((agent, recipe), asked, kept)
+    assert rows == whole and len(set(ends)) == 3 and len(again) == last - first
+    for now, (before, after) in enumerate(zip(batches[first:last], again, strict=True), first):
+        assert before[0].tolist() == after[0].tolist()
+        for i, place in enumerate(before[0]):  # an episode's first action is not the policy's
+            if starts[place] <= now < ends[place] and now not in begun[place]:
+                assert torch.equal(before[1][i], after[1][i])
+
+
+def by_place(rows: list[dict[str, Any]]) -> list[list[int]]:
+    """The lengths of the episodes that each of three environments played."""
+    return [[row["length"] for row in rows if row["episode"] % 3 == place] for place in range(3)]
+
+
+def other_kind(trained: Played, kind: str) -> Played:
+    recipe = trained[1]
+    sequence = recipe.settings.sequence_model.model_copy(update={"kind": kind})
+    changed = recipe.settings.model_copy(update={"sequence_model": sequence})
+    torch.manual_seed(0)
+    return Agent(changed, actions=3).eval(), recipe
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
@@ -359,6 +490,8 @@ def test_the_file_holds_a_row_per_episode_and_says_what_it_is_of(undisturbed: Wo
     header = json.loads(table.schema.metadata[b"drama"])
     fingerprint = header.pop("fingerprint")
     assert path.name == f"evaluation-{fingerprint[:16]}.parquet" and len(fingerprint) == 64
+    digest = header.pop("digest")
+    assert vouching(header | {"fingerprint": fingerprint}, table.to_pylist())["digest"] == digest
     assert header == {
         "format": 1, "run": run.fingerprint, "game": GAME, "seed": SEED, "device": "cpu",
         "backend": "torch", "settings": asking(5, 2).model_dump(), "played": {"greedy": 5},
@@ -369,7 +502,8 @@ def test_the_file_holds_what_was_played(tmp_path: Path, trained: Played) -> None
     agent, recipe = trained
     episodes = play(agent, recipe, asking(2, 2, both=True))
     path = tmp_path / "evaluation.parquet"
-    write_evaluation(path, episodes, recipe, {"device": "cpu"})
+    header = describe(episodes, recipe) | {"device": "cpu"}
+    write_evaluation(path, [episode.row() for episode in episodes], header)
     table = pq.read_table(path)
     keys = ("actions", "seed", "episode_return", "length", "truncated", "played")
     assert table.to_pylist() == [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from report_files import write_evaluation
-from workspace import GAME, SEED, Workspace
+from report_files import write_evaluation, write_vouching
+from workspace import GAME, SEED, AtWrite, Command, Workspace
 
 from drama.agent.behaviour.agent import Agent
 from drama.agent.evaluation import new_episode
+from drama.files import sha256_file
 from drama.pipeline.artifacts.evaluations import (
     NOTE,
     EvaluationDamaged,
@@ -86,8 +88,7 @@ def test_the_note_holds_both_ways(tmp_path: Path) -> None:
 def rewrite(path: Path, rows: list[dict[str, Any]], **header: Any) -> None:
     schema = pq.read_schema(path)
     known = json.loads(schema.metadata[b"drama"]) | header
-    schema = schema.with_metadata({b"drama": json.dumps(known)})
-    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    write_vouching(path, pa.Table.from_pylist(rows, schema), known)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +128,45 @@ def test_rows_are_held_to_what_the_header_says_was_played(tmp_path: Path) -> Non
     rewrite(path, rows, played={"greedy": 2, "sampled": 2})
     with pytest.raises(EvaluationDamaged, match="were played"):
         read_evaluation(path)
-    rewrite(path, [*rows, rows[0] | {"actions": "careful"}], played={"greedy": 2})
+    rewrite(path, [*rows, rows[0] | {"actions": "sampled"}], played={"greedy": 2})
     with pytest.raises(EvaluationDamaged, match="3 episodes"):
+        read_evaluation(path)
+    rewrite(path, [rows[0], rows[0]], played={"greedy": 2})
+    with pytest.raises(EvaluationDamaged, match="not numbered from 0 on"):
+        read_evaluation(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("actions", "careful", "actions: Input should be 'greedy' or 'sampled'"),
+        ("length", 0, "length: Input should be greater"),
+        ("seed", -1, "seed: Input should be greater"),
+        ("played", "0" * 17, "played: String should match"),
+        ("run", "a" * 63, "run: String should match"),
+        ("fingerprint", "c" * 64, "it is evaluation c{16}, not what its name says"),
+        ("played by", {"greedy": -2}, "played.greedy: Input should be greater"),
+        ("device", "", "device: String should have at least"),
+        ("format", 2, "format: Input should be 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_though_the_file_vouches_for_it(
+    tmp_path: Path, where: str, value: Any, said: str
+) -> None:
+    path = written(tmp_path, [1.0, 2.0])
+    rows = pq.read_table(path).to_pylist()
+    if where in rows[0]:
+        rewrite(path, [rows[0] | {where: value}, rows[1]])
+    else:
+        rewrite(path, rows, **{where.removesuffix(" by"): value})
+    with pytest.raises(EvaluationDamaged, match=f"{path.name}: not a whole .*{said}"):
+        read_evaluation(path)
+
+
+def test_a_pipe_in_an_evaluations_place_is_named(tmp_path: Path) -> None:
+    path = tmp_path / f"evaluation-{'b' * 16}.parquet"
+    os.mkfifo(path)
+    with pytest.raises(EvaluationDamaged, match="a pipe, not a file"):
         read_evaluation(path)
 
 
@@ -214,20 +252,179 @@ def test_an_early_end_is_said_stored_and_verified(
     assert f"2 greedy episodes, where 5 were asked for, in {GAME} (seed {seed})" in text
 
 
-def test_an_altered_evaluation_is_not_believed_and_not_noted_anew(copy: Workspace) -> None:
-    """Its bytes are held to the checksum that was kept when it was played."""
-    copy.evaluate()
-    (path,) = copy.folder.glob("evaluation-*.parquet")
-    note = path.with_name("evaluation.json").read_bytes()
+# --- altered -------------------------------------------------------------------------------------
+
+
+def alter(path: Path, *, digest: bool = True) -> None:
+    """Add 21 to a return and keep all else, the digest only where asked for."""
     table = pq.read_table(path)
     rows = table.to_pylist()
     rows[0]["episode_return"] += 21
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
-    (record,) = copy.folder.glob("run-*.json")
-    for play_again in (False, True):
-        verdict = verify(record, CPU, play_again=play_again)
-        assert verdict.finding is Finding.DAMAGED and "evaluation.json noted" in verdict.text
-    for command, place in (("evaluate", copy.recipe), ("report", "results/tiny")):
-        said = copy.run(command, str(place), expected=1)
-        assert "not the bytes that evaluation.json noted" in said
-    assert path.with_name("evaluation.json").read_bytes() == note
+    header = json.loads(table.schema.metadata[b"drama"])
+    if not digest:
+        header.pop("digest")
+    schema = table.schema.with_metadata({b"drama": json.dumps(header)})
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+
+
+def of_an_earlier_version(path: Path) -> None:
+    """Make an evaluation one without a digest, noted as it was when it was played."""
+    table = pq.read_table(path)
+    header = json.loads(table.schema.metadata[b"drama"])
+    del header["digest"]
+    pq.write_table(table.replace_schema_metadata({b"drama": json.dumps(header)}), path)
+    fit(path)
+
+
+def fit(path: Path) -> None:
+    """Edit evaluation.json to fit the file."""
+    note = path.with_name(NOTE)
+    known = json.loads(note.read_text())
+    note.write_text(json.dumps(known | {"sha256": sha256_file(path), "mean_return": 21.0}))
+
+
+NOTES: dict[str, Callable[[Path], None]] = {
+    "kept": lambda path: None,
+    "removed": lambda path: path.with_name(NOTE).unlink(),
+    "emptied": lambda path: path.with_name(NOTE).write_bytes(b""),
+    "edited to fit": fit,
+}
+
+
+Refused = Callable[[Path, str], None]
+
+
+@pytest.fixture
+def refused_everywhere(
+    copy: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refused:
+    """Hold every command that reads evaluations to refusing one and writing nothing."""
+    copy.evaluate()
+    monkeypatch.chdir(copy.root)
+    monkeypatch.setenv("COLUMNS", "2000")
+    drama = Command(monkeypatch, capsys)
+
+    def check(path: Path, said: str) -> None:
+        before = {file: file.read_bytes() for file in copy.folder.iterdir() if file.is_file()}
+        for command, place in (("evaluate", copy.recipe), ("report", "results/tiny"),
+                               ("verify", "results/tiny"), ("status", "results/tiny")):  # fmt: skip
+            code, out, err = drama(command, str(place))
+            assert code == (command != "status"), out + err
+            text = " ".join((out + err).split())
+            assert said in text and path.name in text and "evaluate again" in text, text
+            assert "1 done" not in text
+        with pytest.raises(EvaluationDamaged, match=said):  # what `drama record` calls
+            note_evaluation(path)
+        after = {file: file.read_bytes() for file in copy.folder.iterdir() if file.is_file()}
+        assert before == after
+
+    return check
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_an_altered_evaluation_is_not_believed_and_not_noted_anew(
+    copy: Workspace, refused_everywhere: Refused, note: str
+) -> None:
+    (path,) = copy.folder.glob("evaluation-*.parquet")
+    alter(path)
+    NOTES[note](path)
+    refused_everywhere(path, "altered since it was played")
+
+
+@pytest.mark.parametrize("note", ["kept", "removed", "emptied"])
+def test_an_earlier_versions_evaluation_is_held_to_its_note(
+    copy: Workspace, refused_everywhere: Refused, note: str
+) -> None:
+    (path,) = copy.folder.glob("evaluation-*.parquet")
+    of_an_earlier_version(path)
+    before = path.with_name(NOTE).read_bytes()
+    assert note_evaluation(path).score.episodes == 5
+    assert "1 of 1 runs hold" in copy.run("verify", "--device", "cpu")
+    assert path.with_name(NOTE).read_bytes() == before, (
+        "nothing is renewed that nothing vouches for"
+    )
+    if note == "kept":
+        alter(path)
+    NOTES[note](path)
+    said = "not the bytes that evaluation.json noted" if note == "kept" else "of an earlier version"
+    refused_everywhere(path, said)
+
+
+def test_a_digest_cannot_be_dropped_from_a_noted_evaluation(
+    copy: Workspace, refused_everywhere: Refused
+) -> None:
+    (path,) = copy.folder.glob("evaluation-*.parquet")
+    alter(path, digest=False)
+    refused_everywhere(path, "not the bytes that evaluation.json noted")
+
+
+def test_a_note_of_other_bytes_is_not_written_over(
+    copy: Workspace, refused_everywhere: Refused
+) -> None:
+    """The file vouches for itself and the note for another: which is right cannot be told."""
+    (path,) = copy.folder.glob("evaluation-*.parquet")
+    note = path.with_name(NOTE)
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"sha256": "0" * 64}))
+    refused_everywhere(path, "not the bytes that evaluation.json noted")
+
+
+@pytest.mark.parametrize("damage", ["missing", "emptied", "a return", "another evaluation's"])
+def test_a_note_is_written_anew_from_an_evaluation_that_vouches_for_itself(
+    copy: Workspace, damage: str
+) -> None:
+    copy.evaluate()
+    (path,) = copy.folder.glob("evaluation-*.parquet")
+    note = path.with_name(NOTE)
+    right = note.read_bytes()
+    known = json.loads(right)
+    others = {"a return": {"mean_return": 21}, "another evaluation's": {"fingerprint": "0" * 64}}
+    note.write_text(json.dumps(known | others[damage]) if damage in others else "")
+    if damage == "missing":
+        note.unlink()
+    assert "there already" in copy.evaluate()
+    assert note.read_bytes() == right
+
+
+def test_an_evaluation_that_is_played_anew_replaces_what_was_noted_of_it(copy: Workspace) -> None:
+    copy.evaluate()
+    (path,) = copy.folder.glob("evaluation-*.parquet")
+    note, before = path.with_name(NOTE), path.read_bytes()
+    right = note.read_bytes()
+    path.unlink()
+    note.write_text(json.dumps(json.loads(right) | {"sha256": "0" * 64}))
+    copy.evaluate()
+    assert (path.read_bytes(), note.read_bytes()) == (before, right)
+
+
+@pytest.mark.parametrize("file", ["evaluation-*.parquet", NOTE])
+def test_a_kill_between_evaluation_and_note_heals_itself(copy: Workspace, file: str) -> None:
+    copy.evaluate()
+    (path,) = copy.folder.glob("evaluation-*.parquet")
+    right = path.read_bytes(), path.with_name(NOTE).read_bytes()
+    path.unlink()
+    path.with_name(NOTE).unlink()
+    moment = AtWrite(file, share=None if file != NOTE else 0.5)
+    copy.run("evaluate", str(copy.recipe), "--device", "cpu", moment=moment, expected=-9)
+    assert path.is_file() and not path.with_name(NOTE).exists()
+    assert "there already" in copy.evaluate()
+    assert (path.read_bytes(), path.with_name(NOTE).read_bytes()) == right
+
+
+def test_an_earlier_versions_evaluation_stays_vouched_for_when_another_is_noted(
+    tmp_path: Path,
+) -> None:
+    old = written(tmp_path, [1.0, 2.0])
+    note_evaluation(old)
+    of_an_earlier_version(old)
+    for number, name in enumerate("cd"):
+        new = write_evaluation(tmp_path, "Pong", 0, "a" * 64, name * 64, [float(number)])
+        note_evaluation(new)
+        assert read_evaluation(old).score.mean_return == 1.5
+    alter(old)
+    with pytest.raises(EvaluationDamaged, match=r"not the bytes that evaluation\.json noted"):
+        read_evaluation(old)
+    old.unlink()
+    note_evaluation(new)
+    assert list(json.loads((tmp_path / NOTE).read_text())["earlier"]) == [
+        f"evaluation-{'c' * 16}.parquet"
+    ]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from report_files import write_vouching
 from workspace import GAME, SEED, Workspace
 
 from drama.errors import ConfigurationError
@@ -57,8 +58,7 @@ def rewrite_evaluation(
     header = json.loads(table.schema.metadata[b"drama"])
     change_row(rows[which])
     change_header(header)
-    schema = table.schema.with_metadata({b"drama": json.dumps(header)})
-    pq.write_table(pa.Table.from_pylist(rows, schema), evaluation(workspace))
+    write_vouching(evaluation(workspace), pa.Table.from_pylist(rows, table.schema), header)
     # It notes the checksum of what was there.
     evaluation(workspace).with_name("evaluation.json").unlink(missing_ok=True)
 

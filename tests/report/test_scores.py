@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from report_files import digest, plan_anew, write_evaluation, write_record, write_results
+from report_files import (
+    digest,
+    plan_anew,
+    write_evaluation,
+    write_record,
+    write_results,
+    write_vouching,
+)
 
 from drama.agent.settings import ATARI_100K
 from drama.pipeline.plans import read_plan
@@ -198,7 +205,12 @@ def test_an_evaluation_without_origin_is_refused(results: Path) -> None:
 
 
 def test_the_evaluation_of_another_run_is_refused(results: Path) -> None:
-    run_files(results)[2].write_bytes(run_files(results, seed=1)[2].read_bytes())
+    path, other = run_files(results)[2], run_files(results, seed=1)[2]
+    own = pq.read_table(path)
+    path.write_bytes(other.read_bytes())
+    expect(results, "evaluate", f"it is evaluation {other.stem[-16:]}, not what its name says")
+    origin = json.loads(own.schema.metadata[b"drama"]) | {"run": digest("another")}
+    write_vouching(path, own, origin)
     expect(results, "evaluate", "evaluation of another run")
 
 
@@ -264,7 +276,7 @@ def test_an_evaluation_of_earlier_code_stands_in_too(results: Path) -> None:
     table = pq.read_table(old)
     origin = json.loads(table.schema.metadata[b"drama"]) | note
     new = old.with_name(f"evaluation-{digest('earlier')[:16]}.parquet")
-    pq.write_table(table.replace_schema_metadata({b"drama": json.dumps(origin)}), new)
+    write_vouching(new, table, origin)
     assert read_scores(read_plan(results), BASELINES)[0].runs[0].current
     old.unlink()
     assert ("Pong", 0) not in found(results)

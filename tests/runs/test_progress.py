@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from drama.runs import progress
-from drama.runs.progress import Reporter, Status
+from drama.runs.progress import EpisodesReporter, Reporter, Status
 
 FINGERPRINT = "f" * 64
 MEANS = {"loss/reconstruction": 12.34, "loss/reward": 0.1234, "loss/dynamics": 1.234,
@@ -103,22 +103,26 @@ with Reporter(sys.argv[1], status, Path(sys.argv[2])) as reporter:
 
 def on_a_terminal(columns: int, path: Path, title: str, means: dict[str, float]) -> list[str]:
     """Run to the end on a terminal of so many columns; returns what the line said, over time."""
+    return shown(columns, RUN % MEANS, title, str(path), repr(means))
+
+
+def shown(columns: int, code: str, *arguments: str) -> list[str]:
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, columns))
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN % MEANS, title, str(path), repr(means)],
+        [sys.executable, "-c", code, *arguments],
         env=environment | {"TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave,
     )  # fmt: skip
     os.close(slave)
-    shown = b""
+    text = b""
     with suppress(OSError):  # the other end is closed
         while piece := os.read(master, 65536):
-            shown += piece
+            text += piece
     os.close(master)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert process.wait() == 0, text
-    return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
+    assert process.wait() == 0, said
+    return [line.rstrip() for line in re.split(r"[\r\n]+", said) if line.strip()]
 
 
 BAR = r"━+╸?╺?━*"
@@ -154,6 +158,52 @@ def test_a_loss_without_an_update_is_not_shown(
         assert reporter._line().endswith(" left unknown")
         reporter.show({**MEANS, "entropy": math.nan})
         assert reporter._line().endswith(" · dynamics 1.23")
+
+
+# --- evaluations ---------------------------------------------------------------------------------
+
+
+def row(actions: str, episode_return: float) -> dict[str, object]:
+    return {"actions": actions, "episode_return": episode_return}
+
+
+EVALUATE = """
+import sys
+from drama.runs.progress import EpisodesReporter
+
+with EpisodesReporter(sys.argv[1], 100) as reporter:
+    for _ in range(37):
+        reporter.tick([{"actions": "greedy", "episode_return": -20.25}])
+    reporter.tick([])
+    reporter._bar.refresh()
+"""
+
+
+@pytest.mark.parametrize("title", ["Pong seed 0", "MontezumaRevenge seed 10"])
+def test_on_a_terminal_an_evaluation_is_a_bar_of_its_episodes(title: str) -> None:
+    lines = shown(80, EVALUATE, title)
+    assert max(map(len, lines)) <= 80
+    left = r"(\d+|-):[\d-]{2}:[\d-]{2}"
+    mean = " mean return -20.25" if len(title) < 20 else "( mean return -20.25)?"
+    said = rf"{title} {BAR} +37/100 +episodes {left}{mean}"
+    assert re.fullmatch(said, lines[-1]), lines[-1]
+
+
+def test_off_a_terminal_an_evaluation_says_now_and_then_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EpisodesReporter("Pong seed 0", 4) as reporter:
+        reporter.tick([])
+        reporter.tick([row("greedy", 1.0), row("greedy", 2.0)])
+        monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+        reporter._line_due = 0.0
+        reporter.tick([])
+        reporter.tick([row("sampled", 7.0)])
+    assert capsys.readouterr().err.splitlines() == [
+        "Pong seed 0: 0 of 4 episodes",
+        "Pong seed 0: 2 of 4 episodes · mean return 1.5",
+        "Pong seed 0: 3 of 4 episodes · sampled mean return 7",
+    ]
 
 
 def test_time_adds_up_over_sittings_and_a_run_remembers_its_last_return(tmp_path: Path) -> None:

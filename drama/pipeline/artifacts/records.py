@@ -17,7 +17,7 @@ from drama.agent.settings import Count, NonNegative, Recipe
 from drama.errors import ConfigurationError, DramaError, reason
 from drama.files import canonical_json, sha256_file, sha256_text
 from drama.pipeline import history
-from drama.pipeline.artifacts.evaluations import Evaluation, EvaluationDamaged, read_noted
+from drama.pipeline.artifacts.evaluations import Evaluation, EvaluationDamaged, read_evaluation
 from drama.pipeline.artifacts.stages import EXPERIMENT, results_folder
 from drama.pipeline.config import load_experiment
 from drama.pipeline.plans import PlannedRun
@@ -231,7 +231,7 @@ def evaluations_of(run: RecordedRun) -> list[Evaluation]:
     found = []
     for path in sorted(run.folder.glob("evaluation-*.parquet")):
         try:
-            found.append(read_noted(path))
+            found.append(read_evaluation(path))
         except EvaluationDamaged as error:
             raise Damaged(f"{error}, or `git checkout` brings it back") from None
         if found[-1].run != run.fingerprint:

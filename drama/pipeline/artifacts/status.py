@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from drama.pipeline.artifacts.evaluations import EvaluationDamaged, read_noted
+from drama.pipeline.artifacts.evaluations import EvaluationDamaged, read_evaluation
 from drama.pipeline.config import no_plan
 from drama.pipeline.history import earlier_run, noted_evaluation
 from drama.pipeline.plans import PlannedRun, read_plan
@@ -56,7 +56,7 @@ class RunStatus:
         total_steps: agent steps to do; None where neither the run nor its recipe says.
         steps_per_second: lately, None when it is not running.
         last_return: of the last training episode; the evaluation's mean when it is done.
-        detail: for a failed run, the last line of its log.
+        detail: for a failed run, the last line of its log; what is wrong with its evaluation.
         commit: that a run of earlier code was made at.
     """
 
@@ -130,16 +130,16 @@ def _status(run: PlannedRun, alive: Callable[[Path, str], bool]) -> RunStatus:
     else:
         live = None
     if run.record.exists():
-        score = _score(run.evaluation)
+        score, trouble = _score(run.evaluation)
         if score is not None:
             return replace(found, state="done", last_return=score)
         log = _last_line(logs / f"evaluate-{run.evaluation_fingerprint[:SHORT]}.log")
-        return replace(found, state="trained", detail=log)
+        return replace(found, state="trained", detail=trouble or log)
     if made := earlier_run(run.folder, run.recipe):
         noted = noted_evaluation(run.folder)
-        score = _score(run.folder / noted.name) if noted else None
+        score, trouble = _score(run.folder / noted.name) if noted else (None, "")
         found = replace(found, step=made.steps, total_steps=made.steps, commit=made.commit)
-        return replace(found, state="earlier code", last_return=score)
+        return replace(found, state="earlier code", last_return=score, detail=trouble)
     if live and live.state == "failed":
         log = _last_line(logs / f"train-{run.fingerprint[:SHORT]}.log")
         return replace(found, detail=log or live.message)
@@ -161,11 +161,14 @@ def planned_steps(recipe: Path) -> int | None:
         return None
 
 
-def _score(path: Path) -> float | None:
+def _score(path: Path) -> tuple[float | None, str]:
+    """Return an evaluation's mean return, or why there is none; neither where it is not there."""
+    if not path.exists():
+        return None, ""
     try:
-        return read_noted(path).score.mean_return
-    except EvaluationDamaged:
-        return None
+        return read_evaluation(path).score.mean_return, ""
+    except EvaluationDamaged as error:
+        return None, str(error)
 
 
 def _is_alive(folder: Path, updated: str) -> bool:
