@@ -29,6 +29,7 @@ from drama.pipeline.artifacts.status import (
     read_status,
 )
 from drama.pipeline.plans import PlannedRun, read_plan
+from drama.reading import read_model
 from drama.runs.folder import CHECKPOINT, REPLAY
 from drama.runs.locks import read_holder
 
@@ -126,7 +127,7 @@ def _finished(run: PlannedRun) -> Finished | None:
     if path is None:
         return None
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        record = read_model(path, Record)
         beside = sum(file.stat().st_size for file in (path, *run.folder.glob("evaluation*")))
     except (OSError, ValueError):  # ValidationError is one
         return None  # `drama verify` says what is wrong with it
