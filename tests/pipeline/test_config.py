@@ -287,7 +287,13 @@ def test_every_setting_is_typed_required_and_known_by_name(
 def test_a_recipe_is_checked_like_configuration(tmp_path: Path) -> None:
     settings = load_preset("quick", folder=PRESETS).settings()
     recipe = Recipe(
-        format=1, preset="quick", game="Pong", seed=0, settings=settings, code="c", runtime="r"
+        format=1,
+        preset="quick",
+        game="Pong",
+        seed=0,
+        settings=settings,
+        code="c" * 64,
+        runtime="d" * 64,
     )
     path = tmp_path / "seed0.json"
     text = recipe.model_dump_json(by_alias=True)

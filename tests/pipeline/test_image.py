@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -56,7 +57,8 @@ def pretend(variant: Variant, content: bytes = b"not a real image") -> Path:
     path = current_image(variant)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    note = {"sha256": "ab" * 32, "bytes": len(content), "variant": variant}
+    digest = hashlib.sha256(content).hexdigest()
+    note = {"sha256": digest, "bytes": len(content), "variant": variant}
     note_of(path).write_text(json.dumps(note), encoding="utf-8")
     return path
 
@@ -253,7 +255,7 @@ def test_the_digest_is_that_of_the_image_around_the_process(
     assert running_digest() is None
     image = pretend("cpu")
     monkeypatch.setenv("APPTAINER_CONTAINER", str(image.absolute()))
-    assert running_digest() == "ab" * 32
+    assert running_digest() == hashlib.sha256(b"not a real image").hexdigest()
     monkeypatch.setenv("APPTAINER_CONTAINER", str(tmp_path / "other.sif"))
     assert running_digest() is None
 

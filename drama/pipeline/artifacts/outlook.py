@@ -19,8 +19,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from drama.errors import shown
 from drama.pipeline.artifacts.records import Record, record_of
 from drama.pipeline.artifacts.status import (
+    AGES,
     RunStatus,
     counted,
     duration,
@@ -222,7 +224,7 @@ def show(outlook: Outlook, now: datetime) -> Group:
 
 
 def _lines(*texts: str) -> list[Text]:
-    return [Text(line) for text in texts for line in textwrap.wrap(text, WIDTH)]
+    return [Text(line) for text in texts for line in textwrap.wrap(shown(text), WIDTH)]
 
 
 def _plan(outlook: Outlook) -> Iterator[str]:
@@ -329,7 +331,7 @@ def _end(outlook: Outlook, now: datetime) -> str:
         running = plural(len(outlook.running), "run")
         pace = f"{rate_of(outlook.runs):.1f} steps/s by {running} at a time"
         seconds = seconds_left(outlook.runs)
-        if seconds is None:
+        if seconds is None or seconds >= AGES:
             return f"{pace}: no end can be told yet."
         day = (now + timedelta(seconds=seconds)).strftime("%a %-d %b %Y, %H:%M %Z").rstrip()
         return f"{pace}: all are trained in {duration(seconds)}, on {day}."
