@@ -92,7 +92,7 @@ class _Document(Frozen):
     format: Literal[1]
     preset: Preset
     complete_protocol: bool
-    code: Fingerprint
+    code: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
     runs: Annotated[list[_Run], Field(min_length=1, max_length=100_000)]
 
 
