@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -296,13 +297,13 @@ def _swapped(draw: st.DrawFn, data: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         *outer, last = draw(st.sampled_from([p for p in _places(data) if p] or [(None,)]))
         if last is None:
-            return draw(st.sampled_from(HOSTILE))
+            return deepcopy(draw(st.sampled_from(HOSTILE)))
         around = data
         for key in outer:
             around = around[key]
         how = draw(st.sampled_from(("value", "value", "value", "gone", "name")))
         if how == "value":
-            around[last] = draw(st.sampled_from(HOSTILE))
+            around[last] = deepcopy(draw(st.sampled_from(HOSTILE)))
         elif isinstance(around, list):
             del around[last]
         else:
