@@ -33,9 +33,9 @@ from drama.pipeline.artifacts.image import (
     ImageMissing,
     Variant,
     current_image,
+    hold_image,
     image_hash,
     note_of,
-    require_image,
 )
 from drama.runs.folder import SHORT
 
@@ -167,7 +167,8 @@ def main() -> int:
         return _refuse(f"{options.base}: no such folder or image", 2)
     with alone():
         with suppress(ImageMissing):
-            print(f"{require_image(options.variant)}: there already")
+            hold_image(options.variant)
+            print(f"{path}: there already")
             return 0
         if shutil.which("apptainer") is None:
             return _refuse(

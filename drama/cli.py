@@ -14,7 +14,7 @@ from statistics import mean
 import typer
 
 from drama import options
-from drama.errors import ConfigurationError, DramaError, reason
+from drama.errors import ConfigurationError, DramaError, reason, shown
 from drama.pipeline import gpus
 from drama.pipeline.config import project_file
 from drama.pipeline.history import earlier_run
@@ -284,7 +284,7 @@ def verify(
         for record in records:
             verdict = verify_run(record, play_on, play_again=not files_only, episodes=episodes)
             failed += not verdict.holds
-            print(f"{verdict.finding.name.lower():10} {record.parent}: {verdict.text}", flush=True)
+            print(verdict.line(record), flush=True)
     print(f"{len(records) - failed} of {len(records)} runs hold")
     if failed:
         raise typer.Exit(1)
@@ -341,7 +341,7 @@ def record(results: options.RecordedResults = None, if_kept: options.IfKept = Fa
             return
         raise
     for line in (*done.notes, *done.problems):
-        print(line, file=sys.stderr)
+        print(shown(line), file=sys.stderr)
     print(done.summary)
     if done.problems:
         raise typer.Exit(1)
@@ -395,6 +395,6 @@ def main() -> None:
         sys.exit(1)
     except (OSError, MemoryError) as error:  # a full disk, a folder that cannot be written to
         file = getattr(error, "filename", None)
-        print(f"{f'{file}: ' if file else ''}{reason(error)}. When that is mended, give the same "
-              "command again", file=sys.stderr)  # fmt: skip
+        text = f"{f'{file}: ' if file else ''}{reason(error)}. When that is mended, give the same "
+        print(shown(f"{text}command again"), file=sys.stderr)
         sys.exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import unicodedata
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -21,15 +22,50 @@ WORDS = {
 WRONG_USE, FAILED_FOR_GOOD = 2, 3
 """Exit codes of what the same command would run into again, wherever it is given."""
 
+LONGEST = 3000
+"""Characters of a text for people; of a value in it, `BRIEF`."""
+BRIEF = 80
+
+
+def shown(text: object, most: int = LONGEST) -> str:
+    """Return a text for a terminal: cut, and with control and formatting characters escaped.
+
+    What a file of a stranger says could otherwise move the cursor, turn the text around, or be a
+    megabyte. Lines and spaces of any kind stay.
+    """
+    escaped = "".join(
+        c if c == "\n" or c.isprintable() or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
+        for c in str(text)[: most + 1]
+    )  # fmt: skip
+    return cut(escaped, most)
+
+
+def brief(value: object) -> str:
+    """Return a value as Python writes it, cut, for a message that names it."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "what is nested too deeply"
+    return cut(text)
+
+
+def cut(text: str, most: int = BRIEF) -> str:
+    """Return a text, or its beginning where it is longer."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
 
 class DramaError(Exception):
-    """An error for people: its text is the whole message.
+    """An error for people: its text is the whole message, and can be shown as it is.
 
     Attributes:
         exit_code: what the command exits with.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
     @property
     def is_permanent(self) -> bool:

@@ -41,7 +41,13 @@ def write_results(
             write_record(folder, run, steps, seed)
             runs.append({"game": game, "seed": seed, "run": run, "evaluation": evaluation,
                          "folder": f"runs/{game}/seed{seed}"})  # fmt: skip
-    plan = {"format": 1, "preset": preset, "complete_protocol": complete, "code": "0", "runs": runs}
+    plan = {
+        "format": 1,
+        "preset": preset,
+        "complete_protocol": complete,
+        "code": "0" * 64,
+        "runs": runs,
+    }
     (results / "recipes").mkdir()
     (results / "recipes" / "report.json").write_text(json.dumps(plan))
     return results

@@ -9,7 +9,6 @@ say nothing about.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import yaml
 
 from drama.errors import ConfigurationError, DramaError
@@ -43,6 +41,7 @@ from drama.pipeline.fingerprints import (
 )
 from drama.pipeline.history import ADDED
 from drama.pipeline.layers import Layer, read_mapping
+from drama.reading import read_json, read_table
 from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT, EPISODES, REPLAY, TRAINING
 from drama.runs.shards import read_shards
@@ -233,9 +232,9 @@ def _names(tree: Path) -> Names:
         }
         recipes = _plan(tree, f"names-{kind}", games, _settings(Probe(kind, "", {}), tree))
         for (family, sampling), game in places.items():
-            recipe = json.loads((recipes / game / "seed0.json").read_bytes())
+            recipe = read_json(recipes / game / "seed0.json")
             code[Choices(family, kind, sampling)] = recipe["code"]
-    evaluation = json.loads((recipes / game / "seed0.evaluation.json").read_bytes())
+    evaluation = read_json(recipes / game / "seed0.evaluation.json")
     return Names(code, evaluation["code"], recipe["runtime"])
 
 
@@ -357,7 +356,7 @@ def first_difference(earlier: Path, today: Path) -> str | None:
 def _contents(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what a run made, file by file: by name, arrays and plain values."""
     (record,) = folder.glob("run-*.json")
-    fingerprint = json.loads(record.read_bytes())["fingerprint"]
+    fingerprint = read_json(record)["fingerprint"]
     checkpoint = flatten(load_checkpoint(folder / CHECKPOINT, fingerprint))
     yield REPLAY, read_shards(folder / REPLAY, 0, checkpoint["episode/step"])
     for name in [n for n in checkpoint if n.startswith(("replay/tail/", "replay/rows_in_shards"))]:
@@ -370,7 +369,7 @@ def _contents(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _table(path: Path) -> dict[str, list[Any]]:
-    columns = pq.read_table(path).to_pydict()
+    columns = read_table(path, None).to_pydict()
     columns.pop("steps_per_second", None)  # a clock's
     return {name: [repr(value) for value in values] for name, values in columns.items()}
 

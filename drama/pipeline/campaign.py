@@ -35,7 +35,8 @@ from drama.pipeline.plans import (
     Seed,
     read_plan,
 )
-from drama.pipeline.recipes import Planning, prepare
+from drama.pipeline.recipes import Planning, holds, prepare
+from drama.reading import read_model, read_text
 from drama.runs.folder import COMMIT, SHORT, git_commit, superseded
 
 DOCUMENT = "campaign.json"
@@ -58,7 +59,7 @@ class Document(Frozen):
     device: Device
     backend: Backend
     image: Annotated[str, Field(pattern=IMAGE)] | None
-    runs: Annotated[tuple[tuple[Game, Seed], ...], Field(min_length=1)]
+    runs: Annotated[tuple[tuple[Game, Seed], ...], Field(min_length=1, max_length=100_000)]
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Campaign:
     def _check_unchanged(self) -> None:
         for name, text in self.files.items():
             path = self.folder / name
-            if not path.is_file() or path.read_bytes() != text.encode():
+            if not holds(path, text):
                 raise ConfigurationError(
                     f"{path}: not what an earlier call froze here, so its jobs and new ones would "
                     f"differ. Remove {self.folder} when none of them runs; it is made anew"
@@ -247,13 +248,13 @@ def _code(root: Path | None) -> Iterator[tuple[str, str]]:
     """Yield the pipeline's files: Snakefile, rules, package, the versions in use, the commit."""
     if root is not None:
         for path in (root / "Snakefile", *sorted((root / RULES).glob("*.smk"))):
-            yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+            yield path.relative_to(root).as_posix(), read_text(path)
     for path in sorted(PACKAGE.rglob("*")):
         inner = path.relative_to(PACKAGE)
         hidden = any(part.startswith((".", "__pycache__")) for part in inner.parts)
         if path.suffix in CODE_SUFFIXES and inner.parts[:2] != SHIPPED.parts and not hidden:
-            yield f"drama/{inner.as_posix()}", path.read_text(encoding="utf-8")
-    lock = project_file(LOCK_FILE).read_text(encoding="utf-8")
+            yield f"drama/{inner.as_posix()}", read_text(path)
+    lock = read_text(project_file(LOCK_FILE))
     yield f"drama/{SHIPPED.as_posix()}/{LOCK_FILE.as_posix()}", lock
     yield f"drama/{COMMIT}", f"{git_commit() or ''}\n"
 
@@ -267,7 +268,7 @@ def read_campaign(folder: Path) -> Campaign:
     path = folder / DOCUMENT
     plan = read_plan(folder.parents[1], folder / RECIPES)
     try:
-        document = Document.model_validate_json(path.read_bytes())
+        document = read_model(path, Document)
         if unknown := set(document.runs) - {(run.game, run.seed) for run in plan.runs}:
             raise ValueError(f"{sorted(unknown)[0]} is not in its plan")
     except (OSError, ValueError) as error:  # ValidationError is a ValueError

@@ -18,9 +18,11 @@ from pydantic import AfterValidator, Field, ValidationError
 
 import drama
 from drama.agent.settings import GAMES, Backend, EvaluationSettings, Frozen, Recipe, Settings
-from drama.errors import ConfigurationError, reason
+from drama.errors import ConfigurationError, brief, cut, reason
 from drama.files import flatten
 from drama.pipeline.layers import Layer, closest, nearest, problem, read_mapping, resolve
+from drama.pipeline.names import PRESET, check_names
+from drama.reading import parse_model, read_text
 from drama.runs.folder import COMMIT
 
 PRESETS = Path("config/presets")
@@ -69,12 +71,17 @@ def _folder(value: str) -> str:
         raise ValueError("name a folder, such as results")
     if value.startswith("~"):
         raise ValueError("~ is not understood here; write the folder's whole name")
+    if value.startswith("-"):
+        raise ValueError("a command would take it for an option; write ./ before it")
     files = [place for place in (Path(value), *Path(value).parents) if os.path.isfile(place)]
     if files:
         raise ValueError(f"{files[0]} is a file, and results need a folder")
     if found := sorted(set(value) & MEANT_OTHERWISE.keys()):
         raise ValueError(f"{found[0]} stands for something else in {MEANT_OTHERWISE[found[0]]}")
     return value
+
+
+Folder = Annotated[str, Field(max_length=1000), AfterValidator(_folder)]
 
 
 class Experiment(Frozen):
@@ -87,7 +94,7 @@ class Experiment(Frozen):
     backend: Backend = "auto"
     runs_per_gpu: Annotated[int, Field(ge=1, le=100)] = 1
     report_after: Literal["everything", "game"] = "everything"
-    results: Annotated[str, AfterValidator(_folder)]
+    results: Folder
 
 
 # --- presets -------------------------------------------------------------------------------------
@@ -104,9 +111,13 @@ def project_file(place: Path) -> Path:
 
 
 def preset_files(folder: Path = PRESETS) -> dict[str, Path]:
-    """Return all presets by name: a folder's own, and the installed package's others."""
+    """Return all presets by name: a folder's own, and the installed package's others.
+
+    Names become part of paths and commands; files with others are no presets.
+    """
     places = (SHIPPED / PRESETS, folder)
-    return {path.stem: path for place in places for path in sorted(place.glob("*.yaml"))}
+    files = (path for place in places for path in sorted(place.glob("*.yaml")))
+    return {path.stem: path for path in files if re.fullmatch(PRESET, path.stem)}
 
 
 def preset_layers(name: str, folder: Path = PRESETS) -> list[Layer]:
@@ -123,7 +134,7 @@ def preset_layers(name: str, folder: Path = PRESETS) -> list[Layer]:
         if current in layers:
             chain = " -> ".join([*layers, current])
             raise ConfigurationError(
-                f"{named} = {current!r}: presets start from each other: {chain}"
+                f"{named} = {brief(current)}: presets start from each other: {chain}"
             )
         data = read_mapping(path)
         following = data.pop("base", None)
@@ -141,7 +152,7 @@ def find_preset(name: Any, where: str, folder: Path = PRESETS) -> Path:
     files = preset_files(folder)
     if name not in list(files):
         raise ConfigurationError(
-            f"{where} = {name!r}: no such preset in {folder}. {nearest(str(name), files)}"
+            f"{where} = {brief(name)}: no such preset in {folder}. {nearest(cut(str(name)), files)}"
         )
     return files[name]
 
@@ -165,8 +176,8 @@ def load_preset(name: str, *overrides: Layer, folder: Path = PRESETS) -> Preset:
     for layer in overrides:
         if (said := layer.data.get(PROTOCOL, False)) is not False:
             raise ConfigurationError(
-                f"{layer.where(PROTOCOL)} = {said!r}: only a preset's file says that its runs are "
-                "whole Atari100k runs; remove it here"
+                f"{layer.where(PROTOCOL)} = {brief(said)}: only a preset's file says that its runs "
+                "are whole Atari100k runs; remove it here"
             )
     layers = [*preset_layers(name, folder), *overrides]
     preset = resolve(Preset, layers)
@@ -181,7 +192,7 @@ def _last_word(layers: list[Layer], keys: tuple[str, ...]) -> str:
         written = flatten(dict(layer.data), ".")
         for key in keys:
             if key in written:
-                return f"{layer.where(key)} = {written[key]!r}"
+                return f"{layer.where(key)} = {brief(written[key])}"
     raise KeyError(keys)
 
 
@@ -295,8 +306,9 @@ def load_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
         return f"{'command line' if key in given else path}: {key}"
 
     if isinstance(listed := given.get("games"), (list, tuple)):
+        listed = [*map(str, listed)]
         if len(set(listed)) != len(listed):
-            raise ConfigurationError(f"{where('games')} = {list(listed)!r}: a game is given twice")
+            raise ConfigurationError(f"{where('games')} = {brief(listed)}: a game is given twice")
         written = data.get("games")
         known = written if isinstance(written, Mapping) else {}
         given["games"] = {game: known.get(game) or {} for game in listed}
@@ -306,13 +318,13 @@ def load_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
         chosen["games"] = {game: {} if value is None else value for game, value in games.items()}
     elif games is not None:
         raise ConfigurationError(
-            f"{where('games')} = {games!r}: expected names with their overrides, "
+            f"{where('games')} = {brief(games)}: expected names with their overrides, "
             "such as {Pong: {}, Krull: {}}"
         )
     experiment = resolve(Experiment, [Layer(str(path), data), Layer("command line", given)])
     find_preset(experiment.preset, where("preset"))
     for game in experiment.games:
-        check_game(game, f"{where('games')}.{game}")
+        check_game(game, f"{where('games')}.{cut(game)}")
     if not experiment.games:
         raise ConfigurationError(f"{where('games')} = {{}}: name at least one game")
     if len(set(experiment.seeds)) != len(experiment.seeds):
@@ -352,13 +364,13 @@ def read_recipe_text(path: Path) -> tuple[Recipe, str]:
         ConfigurationError: when the file is missing or is not a recipe.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise ConfigurationError(
             f"{path}: no recipe there ({reason(error)}). `drama plan` writes them to "
             "results/<preset>/recipes/<Game>/seed<k>.json"
         ) from None
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise ConfigurationError(f"{path}: not a recipe: {reason(error)}") from None
     return parse_recipe(text, str(path)), text
 
@@ -370,13 +382,16 @@ def parse_recipe(text: str, source: str) -> Recipe:
         ConfigurationError: naming `source`, when it is not a recipe.
     """
     try:
-        recipe = Recipe.model_validate_json(text)
+        recipe = parse_model(text, Recipe)
+        check_names(recipe)
     except ValidationError as error:
         first = error.errors()[0]
         trouble = "missing" if first["type"] == "missing" else problem(first)
-        what = f"{'.'.join(map(str, first['loc']))}: {trouble}".removeprefix(": ")
+        what = f"{cut('.'.join(map(str, first['loc'])), 200)}: {trouble}".removeprefix(": ")
         raise ConfigurationError(f"{source}: not a recipe: {what}") from None
-    check_game(recipe.game, f"{source}: game = {recipe.game!r}")
+    except ValueError as error:
+        raise ConfigurationError(f"{source}: not a recipe: {reason(error)}") from None
+    check_game(recipe.game, f"{source}: game = {brief(recipe.game)}")
     for _, trouble in _conflicts(recipe.settings):
         raise ConfigurationError(f"{source}: settings: {trouble}")
     return recipe

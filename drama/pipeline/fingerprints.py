@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 import drama
 from drama.agent.settings import (
@@ -35,6 +35,7 @@ from drama.agent.settings import (
 from drama.errors import ConfigurationError, reason
 from drama.files import sha256_text
 from drama.pipeline.config import project_file
+from drama.reading import read_model, read_text
 
 PACKAGE = Path(drama.__file__).parent
 TRAINING = "drama.agent.training.loop"
@@ -167,9 +168,11 @@ def lock_hash(path: Path, libraries: Sequence[str] = ()) -> str:
         ConfigurationError: when there is no such file.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
+        lines = read_text(path).splitlines()
+    except FileNotFoundError:
         raise ConfigurationError(f"{path}: not found; run this from the project's root") from None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: {reason(error)}; put back git's") from None
     pins = [line.split("#")[0].split(" --hash")[0].strip(" \\") for line in lines]
     pinned = [(pin.split("==")[0], pin) for pin in pins if "==" in pin]
     counted = (pin for name, pin in pinned if not libraries or name in libraries)
@@ -203,8 +206,8 @@ def accepted() -> Accepted:
         ConfigurationError: when it is not what `drama accept` writes.
     """
     try:
-        return Accepted.model_validate_json(ACCEPTED.read_bytes())
-    except (OSError, ValidationError) as error:
+        return read_model(ACCEPTED, Accepted)
+    except (OSError, ValueError) as error:  # ValidationError is a ValueError
         raise ConfigurationError(f"{ACCEPTED}: {reason(error)}; put back git's") from None
 
 

@@ -6,15 +6,17 @@ not pick the same GPU. Nobody hands GPUs out, so nothing is left to tidy up afte
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from drama.errors import ConfigurationError, DramaError, reason
 
@@ -25,7 +27,9 @@ HIDDEN = ("", "-1", "NoDevFiles")
 """What CUDA_VISIBLE_DEVICES is where a process is to see no GPU; the last is Slurm's."""
 DRIVER = Path("/proc/driver/nvidia/version")
 
-_HELD: list[TextIO] = []
+LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""How a lock file is opened: never through a link, never waiting, never emptied."""
+_HELD: list[int] = []
 
 
 class GpuUnusable(DramaError):
@@ -54,20 +58,52 @@ def claim(names: Sequence[str], folder: Path | None = None) -> int:
 
     Returns:
         The chosen one's place among the names.
+
+    Raises:
+        ConfigurationError: when the folder is not this user's alone.
     """
     folder = folder or Path(tempfile.gettempdir(), f"drama-gpus-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for place in itertools.count():
-        for index, name in enumerate(names):
-            file = (folder / f"{name}.{place}").open("w", encoding="utf-8")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                continue
-            _HELD.append(file)
-            return index
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    with _own(folder) as descriptor:
+        for place in itertools.count():
+            for index, name in enumerate(names):
+                file = os.open(f"{name}.{place}", LOCK, 0o600, dir_fd=descriptor)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(file)
+                    continue
+                _HELD.append(file)
+                return index
     raise AssertionError("unreachable")
+
+
+@contextmanager
+def _own(folder: Path) -> Iterator[int]:
+    """Open a folder, unless somebody else can put things into it, or has put it there."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise _not_own(folder, "a file or a link, not a folder") from None
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.getuid():
+            raise _not_own(folder, f"of another user, number {found.st_uid}")
+        if found.st_mode & 0o077:
+            raise _not_own(folder, f"open to other users, mode {found.st_mode & 0o777:o}")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _not_own(folder: Path, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{folder}: {what}, so commands cannot agree in it on who takes which GPU. Have it "
+        "removed; or name a GPU, `--device cuda:0`; or set TMPDIR to a folder of your own"
+    )
 
 
 def choose(name: str) -> torch.device:

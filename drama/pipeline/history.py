@@ -12,7 +12,6 @@ done before there was such a key.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from drama.agent.settings import EvaluationSettings, Fingerprint, Recipe
+from drama.agent.settings import Count, EvaluationSettings, Fingerprint, Recipe
 from drama.files import canonical_json, sha256_text
 from drama.pipeline.config import parse_recipe
 from drama.pipeline.layers import Layer, resolve
-from drama.reading import read_model
+from drama.pipeline.names import Commit
+from drama.reading import read_json, read_model
 from drama.runs.folder import SHORT, short_commit
 
 ADDED: dict[str, Any] = {
@@ -96,6 +96,17 @@ class EarlierRun:
     steps: int
 
 
+class _Made(BaseModel):
+    """What of a record is asked for."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    fingerprint: Fingerprint
+    recipe: dict[str, Any]
+    git_commit: Commit | None
+    steps: Count
+
+
 def earlier_run(folder: Path, recipe: Path) -> EarlierRun | None:
     """Find the whole run of earlier code that lies in a planned run's folder.
 
@@ -107,16 +118,15 @@ def earlier_run(folder: Path, recipe: Path) -> EarlierRun | None:
     if len(records) != 1:
         return None
     try:
-        made = json.loads(records[0].read_bytes())
-        planned = json.loads(recipe.read_bytes())
-        fingerprint = sha256_text(canonical_json(made["recipe"]))
-        same = _apart_from_code(made["recipe"]) == _apart_from_code(planned)
-        if not same or made["fingerprint"] != fingerprint:
-            return None
-        commit = short_commit(str(made["git_commit"] or "unknown"))
-        return EarlierRun(records[0], fingerprint, made["recipe"], commit, int(made["steps"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        made, planned = read_model(records[0], _Made), read_json(recipe)
+        fingerprint = sha256_text(canonical_json(made.recipe))
+        same = _apart_from_code(made.recipe) == _apart_from_code(planned)
+    except (OSError, ValueError, TypeError):  # ValidationError is a ValueError
         return None
+    if not same or made.fingerprint != fingerprint or "code" not in made.recipe:
+        return None
+    commit = short_commit(made.git_commit or "unknown")
+    return EarlierRun(records[0], fingerprint, made.recipe, commit, made.steps)
 
 
 class Note(BaseModel):

@@ -7,6 +7,7 @@ and what would have been allowed.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -18,8 +19,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from drama.errors import ConfigurationError, reason
+from drama.errors import ConfigurationError, brief, cut, reason
 from drama.files import unflatten
+from drama.reading import DEEPEST, MOST, read_text
+
+LARGEST = 1 << 18
+"""Bytes of a configuration file, which is read some 50 000 a second."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,10 +40,10 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise yaml.MarkedYAMLError(problem=f"{key!r} cannot be a key: a key is a word",
+                raise yaml.MarkedYAMLError(problem=f"{brief(key)} cannot be a key: a key is a word",
                                            problem_mark=key_node.start_mark)  # fmt: skip
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice",
+                raise yaml.MarkedYAMLError(problem=f"the key {brief(key)} is given twice",
                                            problem_mark=key_node.start_mark)  # fmt: skip
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -65,6 +70,60 @@ for _tag, _form in _NUMBERS.items():
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 
+PLAIN: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""PyYAML's own way to read plain values, the quicker one."""
+
+
+def load_yaml(text: str, kind: type[Any] = _Loader) -> Any:
+    """Load one YAML document of bounded depth and size; what aliases repeat counts each time.
+
+    Args:
+        text: the document.
+        kind: PyYAML's loader, a safe one.
+
+    Raises:
+        YAMLError, ValueError: when it is not YAML, nested too deeply or too large.
+    """
+    _check_bounds(yaml.parse(text, Loader=kind))
+    try:
+        return yaml.load(text, Loader=kind)
+    except (LookupError, AttributeError, TypeError) as error:  # such as `!!bool maybe`
+        raise ValueError("a tag does not fit its value") from error
+
+
+def _check_bounds(events: Iterator[yaml.Event]) -> None:
+    """Bound what would be built, from events alone: building is recursive, in C without an end."""
+    anchored: dict[str, tuple[int, int]] = {}
+    around: list[tuple[str | None, int, int]] = []  # what is open: anchor, size and depth so far
+    for event in events:
+        anchor, size, depth = getattr(event, "anchor", None), 1, 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            around.append((anchor, 1, 1))
+            if len(around) > DEEPEST:
+                raise ValueError("nested too deeply")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size, depth = around.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            size += len(event.value)
+        elif isinstance(event, yaml.AliasEvent):
+            if any(name == anchor for name, *_ in around):
+                raise ValueError(f"*{cut(str(anchor))} stands inside what it repeats")
+            size, depth = anchored.get(str(anchor), (1, 1))  # an unknown one is refused later
+            anchor = None
+        else:
+            continue
+        if anchor is not None:
+            anchored[anchor] = size, depth
+        if around:
+            name, before, deepest = around.pop()
+            around.append((name, before + size, max(deepest, depth + 1)))
+            if before + size > MOST:
+                raise ValueError(f"more than {MOST} characters where aliases are written out")
+            if len(around) + depth > DEEPEST:
+                raise ValueError("nested too deeply")
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Parse one YAML document.
 
@@ -72,7 +131,7 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigurationError: naming `source` and the line, when the text is not YAML.
     """
     try:
-        data = yaml.load(text, Loader=_Loader)
+        data = load_yaml(text)
         # Refuses what tags, anchors and escapes can make beyond plain values.
         json.dumps(data, ensure_ascii=False).encode()
     except yaml.MarkedYAMLError as error:
@@ -94,14 +153,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigurationError: when the file is missing or is something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
+        text = read_text(path, LARGEST)
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: {reason(error)}") from None
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {reason(error)}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{path}: not UTF-8 text") from None
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
-        found = "nothing" if data is None else f"{data!r:.60}"
+        found = "nothing" if data is None else brief(data)
         raise ConfigurationError(f"{path}: expected keys and values, found {found}")
     return data
 
@@ -119,7 +178,7 @@ class Layer:
 
     def where(self, key: str) -> str:
         """Return where a key was written, for people."""
-        return f"{self.source}: {'.'.join(filter(None, (self.prefix, key)))}"
+        return f"{self.source}: {cut('.'.join(filter(None, (self.prefix, key))), 200)}"
 
 
 def parse_assignment(text: str) -> Layer:
@@ -130,8 +189,8 @@ def parse_assignment(text: str) -> Layer:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigurationError(f"--set {text}: expected section.key=value")
-    data = {key.strip(): parse_yaml(value, f"--set {text}")}
+        raise ConfigurationError(f"--set {cut(text)}: expected section.key=value")
+    data = {key.strip(): parse_yaml(value, f"--set {cut(text)}")}
     return Layer("--set", unflatten(data, "."))
 
 
@@ -154,7 +213,7 @@ def resolve(model: type[Model], layers: Sequence[Layer]) -> Model:
         return model.model_validate_json(json.dumps(unflatten(merged, ".")))
     except ValidationError as error:
         explained = (_explain(details, origin, layers) for details in error.errors())
-        raise ConfigurationError("\n".join(explained)) from None
+        raise ConfigurationError("\n".join(itertools.islice(explained, 10))) from None
 
 
 def _leaves(
@@ -164,13 +223,14 @@ def _leaves(
     fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
     if not isinstance(data, Mapping):
         raise ConfigurationError(
-            f"{layer.where(section)} = {data!r}: expected a section with keys {', '.join(fields)}"
+            f"{layer.where(section)} = {brief(data)}: expected a section with keys "
+            f"{', '.join(fields)}"
         )
     for name, value in data.items():
         key = f"{section}.{name}".removeprefix(".")
         if name not in fields:
             raise ConfigurationError(
-                f"{layer.where(key)} = {value!r}: unknown key. {nearest(str(name), fields)}"
+                f"{layer.where(key)} = {brief(value)}: unknown key. {nearest(str(name), fields)}"
             )
         inner = fields[name]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -206,7 +266,7 @@ def _explain(details: ErrorDetails, origin: Mapping[str, Layer], layers: Sequenc
         key = ".".join(location[:length])
         if key in origin:
             item = "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in location[length:])
-            return f"{origin[key].where(key)}{item} = {details['input']!r}: {problem(details)}"
+            return f"{origin[key].where(key)}{item} = {brief(details['input'])}: {problem(details)}"
     sources = ", ".join(dict.fromkeys(layer.source for layer in layers if layer.data))
     missing = details["type"] == "missing"
     trouble = "missing; give it a value" if missing else problem(details)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,9 @@ from drama.agent.settings import Fingerprint, Frozen
 from drama.errors import ConfigurationError, reason
 from drama.files import canonical_json, sha256_text
 from drama.pipeline.config import no_plan
+from drama.pipeline.names import Game, Preset, Seed
+from drama.reading import parse_model, read_text
 from drama.runs.folder import SHORT
-
-Game = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,100}$")]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-"""Of a run, as files name them."""
 
 CAMPAIGNS = "campaigns"
 """The folder of campaigns in a preset's results: what each call of Snakemake froze."""
@@ -86,15 +85,15 @@ class _Run(Frozen):
     seed: Seed
     run: Fingerprint
     evaluation: Fingerprint
-    folder: str
+    folder: Annotated[str, Field(pattern=r"^runs/[A-Za-z0-9]{1,100}/seed[0-9]{1,10}$")]
 
 
 class _Document(Frozen):
     format: Literal[1]
-    preset: str
+    preset: Preset
     complete_protocol: bool
-    code: str
-    runs: Annotated[list[_Run], Field(min_length=1)]
+    code: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+    runs: Annotated[list[_Run], Field(min_length=1, max_length=100_000)]
 
 
 def plan_text(preset: str, complete: bool, runs: Iterable[PlannedRun], code: str) -> str:
@@ -132,8 +131,8 @@ def read_plan(results: Path, recipes: Path | None = None) -> Plan:
     if not path.is_file():
         raise no_plan(results)
     try:
-        text = path.read_text(encoding="utf-8")
-        document = _Document.model_validate_json(text)
+        text = read_text(path)
+        document = parse_model(text, _Document)
         runs = tuple(
             PlannedRun(results, run.game, run.seed, run.run, run.evaluation, recipes)
             for run in document.runs
@@ -148,7 +147,7 @@ def read_plan(results: Path, recipes: Path | None = None) -> Plan:
         raise ConfigurationError(
             f"{path}: not a plan ({trouble}); `drama plan` writes it anew"
         ) from None
-    keys = [(run.game, run.seed) for run in runs]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+    keys = Counter((run.game, run.seed) for run in runs)
+    if twice := sorted(key for key, times in keys.items() if times > 1):
         raise ConfigurationError(f"{path}: lists {twice[0][0]} seed {twice[0][1]} more than once")
     return Plan(document.preset, results, document.complete_protocol, runs, sha256_text(text))

@@ -8,13 +8,12 @@ question of names, never of modification times.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from drama.agent.settings import CATCH, EvaluationSettings, Recipe
+from drama.agent.settings import CATCH, EvaluationSettings, Fingerprint, Frozen, Recipe
 from drama.errors import ConfigurationError, reason
 from drama.files import canonical_json, sha256_text, write_text
 from drama.pipeline.config import Experiment, Preset, load_experiment, load_preset, read_recipe_text
@@ -28,6 +27,7 @@ from drama.pipeline.fingerprints import (
 )
 from drama.pipeline.layers import Layer, resolve
 from drama.pipeline.plans import CAMPAIGNS, PLAN, RECIPES, Plan, PlannedRun, plan_text, read_plan
+from drama.reading import parse_model, read_bytes, read_text
 from drama.runs.folder import SHORT, locked, restore
 
 
@@ -60,7 +60,7 @@ class Planning:
 
     def changed(self) -> list[PlannedRun]:
         """Return the runs that were asked for whose recipes are not there yet."""
-        there = {path for path, text in self.texts.items() if _holds(path, text)}
+        there = {path for path, text in self.texts.items() if holds(path, text)}
         return [
             run for run in self.asked if not {run.recipe, evaluation_recipe(run.recipe)} <= there
         ]
@@ -81,7 +81,7 @@ class Planning:
         """
         recipes = self.plan.results / RECIPES
         left = self.left()
-        if left or self.changed() or not _holds(recipes / PLAN, self.text):
+        if left or self.changed() or not holds(recipes / PLAN, self.text):
             with locked(recipes):  # two that plan at once must both be in the plan
                 latest = _over_earlier(self) if self.narrowed else self
                 write_changed({**self.texts, recipes / PLAN: latest.text})
@@ -201,12 +201,17 @@ def _over_earlier(planning: Planning) -> Planning:
 def write_changed(texts: Mapping[Path, str]) -> None:
     """Write every file whose text is not there yet."""
     for path, text in texts.items():
-        if not _holds(path, text):
+        if not holds(path, text):
             write_text(path, text)
 
 
-def _holds(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_bytes() == text.encode()
+def holds(path: Path, text: str) -> bool:
+    """Say whether a file is there and holds this text; what cannot be read does not."""
+    content = text.encode()
+    try:
+        return read_bytes(path, len(content)) == content
+    except (OSError, ValueError):
+        return False
 
 
 def is_complete_protocol(preset: Preset) -> bool:
@@ -334,6 +339,13 @@ def _renewal(recipe: Recipe) -> str:
     return f"`drama train --steps {steps}` with the recipe it went on from brings it up to date"
 
 
+class _Evaluation(Frozen):
+    format: Literal[1]
+    run: Fingerprint
+    settings: dict[str, Any]
+    code: Fingerprint
+
+
 @dataclass(frozen=True)
 class EvaluationFiles:
     """An evaluation's recipe that was read, and the file it makes."""
@@ -356,14 +368,12 @@ def read_evaluation_recipe(run: RunFiles, *, of_earlier_code: bool = False) -> E
     """
     path = evaluation_recipe(run.path)
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
+        text = read_text(path)
+        made = parse_model(text, _Evaluation)
         # First of all: an older recipe may have other settings.
-        todays = of_earlier_code or (
-            (data["run"], data["code"]) == (run.fingerprint, evaluation_code())
-        )
-        settings = todays and resolve(EvaluationSettings, [Layer(str(path), data["settings"])])
-    except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
+        todays = of_earlier_code or (made.run, made.code) == (run.fingerprint, evaluation_code())
+        settings = todays and resolve(EvaluationSettings, [Layer(str(path), made.settings)])
+    except (OSError, ValueError, ConfigurationError) as error:  # ValidationError is a ValueError
         raise ConfigurationError(
             f"{path}: not an evaluation's recipe ({reason(error)}). {_renewal(run.recipe)}"
         ) from None

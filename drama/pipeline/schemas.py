@@ -16,6 +16,7 @@ from typing import Any
 from drama.agent.settings import ATARI_100K
 from drama.files import write_text
 from drama.pipeline.config import PRESETS, Experiment, Preset
+from drama.reading import read_text
 
 SCHEMAS = Path("workflow/schemas")
 """Where the schemas lie, relative to the project's root."""
@@ -71,7 +72,7 @@ def _optional(schema: Schema) -> Schema:
 
 def _described(schema: Schema, file: Path) -> Schema:
     """Take a YAML file's comments as the descriptions of the keys that they are about."""
-    for keys, comment in comments(file.read_text(encoding="utf-8")):
+    for keys, comment in comments(read_text(file)):
         part = schema
         for key in keys[:-1]:
             reference = part["properties"].get(key, {}).get("$ref", "")

@@ -28,6 +28,8 @@ from drama.report.words import count, method_name, typeset
 
 POINTS = 160
 """Most points a drawn curve has: more cannot be told apart at this size."""
+MOST_ROWS = 100_000
+"""Most rows that are smoothed one by one; more are averaged in groups first."""
 BANDWIDTH = 0.025
 """Least standard deviation of the smoothing kernel, as a share of the longest run."""
 
@@ -253,6 +255,7 @@ def smooth(steps: np.ndarray, values: np.ndarray, bandwidth: float) -> Curve:
     The kernel's standard deviation is `bandwidth` steps, or the mean distance between rows where
     that is more: few episodes would otherwise make a staircase.
     """
+    steps, values = thin(steps, values, MOST_ROWS)
     bandwidth = max(bandwidth, (steps[-1] - steps[0]) / max(steps.size - 1, 1))
     grid = np.linspace(steps[0], steps[-1], POINTS)
     exponents = -0.5 * ((grid[:, None] - steps[None, :]) / bandwidth) ** 2  # [points, rows]

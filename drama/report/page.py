@@ -18,11 +18,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -31,7 +32,9 @@ from drama.agent.settings import WAYS, Actions
 from drama.errors import reason
 from drama.files import canonical_json, replacing, write_json
 from drama.pipeline.config import no_plan
+from drama.pipeline.names import Game, Seed
 from drama.pipeline.plans import read_plan
+from drama.reading import read_table
 from drama.report.aggregates import AGGREGATES, BOOTSTRAP_REPETITIONS
 from drama.report.contents import Report, read_report
 from drama.report.figures import draw
@@ -74,6 +77,17 @@ PARTIAL = pa.field("partial", pa.string())
 """One more column, of partial reports alone: "37 of 130 runs" in every row."""
 
 
+class _Row(BaseModel):
+    """What of a row of scores.parquet is read back."""
+
+    model_config = ConfigDict(strict=True)
+
+    game: Game
+    seed: Seed
+    mean_return: Annotated[float, Field(allow_inf_nan=False)]
+    partial: Annotated[str, Field(pattern=r"^[0-9]{1,9} of [0-9]{1,9} runs?$")] | None = None
+
+
 def write_report(results: Path, recipes: Path | None = None) -> Report:
     """Write results/<preset>/report out of the runs that recipes/report.json lists.
 
@@ -110,12 +124,11 @@ def _written(results: Path) -> tuple[list[tuple[str, int, float]], str | None]:
     if not (path.is_file() or (results / "recipes" / "report.json").is_file()):
         raise no_plan(results)
     try:
-        rows = pq.read_table(path).to_pylist()
+        rows = [_Row.model_validate(row) for row in read_table(path, None).to_pylist()]
         if not rows:
             raise ValueError("it lists no run")
-        returns = [(row["game"], row["seed"], float(row["mean_return"])) for row in rows]
-        return returns, rows[0].get(PARTIAL.name)
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        return [(row.game, row.seed, row.mean_return) for row in rows], rows[0].partial
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValidationError is a ValueError
         raise ReportError(f"{path}: no scores there ({reason(error)}). `drama report {results}` "
                           "writes them") from None  # fmt: skip
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from drama.agent.settings import Actions
-from drama.errors import DramaError, reason
+from drama.errors import DramaError, cut, reason
 from drama.files import sha256_file
 from drama.pipeline.artifacts.evaluations import (
     Evaluation,
@@ -30,7 +30,9 @@ from drama.pipeline.artifacts.evaluations import (
 )
 from drama.pipeline.artifacts.records import Artifact, Record
 from drama.pipeline.history import earlier_run, noted_evaluation
+from drama.pipeline.names import Game
 from drama.pipeline.plans import Plan, PlannedRun
+from drama.reading import read_model, read_table, read_text
 from drama.report.aggregates import Aggregates, aggregate
 
 PROTOCOL_STEPS = 100_000
@@ -54,6 +56,12 @@ FAMILIES = {
     "Search": ("EfficientZero", "EfficientZeroV2"),
     "Model-free": ("SPR", "SR-SPR", "BBF", "PPO"),
 }  # fmt: skip
+
+
+LARGEST = 1 << 28
+"""Bytes of a run's curves when they are unpacked."""
+BOUND = 1e15
+"""Beyond what any game pays; sums and squares of it are still numbers."""
 
 
 class ReportError(DramaError):
@@ -166,19 +174,42 @@ def human_normalised_score(score: float, random: float, human: float) -> float:
 
 def load_baselines() -> Baselines:
     """The published results kept beside this module (baselines.csv; sources in baselines.md)."""
-    text = resources.files("drama.report").joinpath("baselines.csv").read_text(encoding="utf-8")
-    rows = list(csv.DictReader(text.splitlines()))
+    with resources.as_file(resources.files("drama.report") / "baselines.csv") as path:
+        return read_baselines(path)
+
+
+def read_baselines(path: Path) -> Baselines:
+    """Read published results; raises ReportError when they are not such a table."""
+    try:
+        return _baselines(list(csv.DictReader(read_text(path).splitlines(), strict=True)))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ReportError(f"{path}: no table of published results ({reason(error)}); put back "
+                          "the project's own") from None  # fmt: skip
+
+
+def _baselines(rows: Sequence[Mapping[str, str]]) -> Baselines:
     methods = tuple(name for family in FAMILIES.values() for name in family)
+    known = TypeAdapter(Game)
+    if unscaled := [row["game"] for row in rows if _number(row["Human"]) == _number(row["Random"])]:
+        raise ValueError(f"human and random play are the same in {cut(unscaled[0])}")
     returns = {
-        row["game"]: {name: float(row[name]) for name in methods if row[name]} for row in rows
+        known.validate_python(row["game"]): {n: _number(row[n]) for n in methods if row[n]}
+        for row in rows
     }
     return Baselines(
         methods=tuple(name for name in methods if any(name in game for game in returns.values())),
         returns=returns,
-        random={row["game"]: float(row["Random"]) for row in rows},
-        human={row["game"]: float(row["Human"]) for row in rows},
+        random={row["game"]: _number(row["Random"]) for row in rows},
+        human={row["game"]: _number(row["Human"]) for row in rows},
         single_source=frozenset(r["game"] for r in rows if r["Drama_status"] == "single-source"),
     )
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not abs(value) <= BOUND:
+        raise ValueError(f"{cut(text)} is no return")
+    return value
 
 
 def read_scores(plan: Plan, baselines: Baselines) -> tuple[GameScore, ...]:
@@ -268,7 +299,7 @@ def _at_hand(planned: PlannedRun) -> tuple[PlannedRun, bool] | None:
 def _read_record(planned: PlannedRun) -> Record:
     path = planned.record
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        record = read_model(path, Record)
     except (OSError, ValueError) as error:  # ValidationError is one
         what = f"has an unreadable record, {path} ({reason(error)}); remove it"
         raise _problem(planned, what, "train") from error
@@ -283,6 +314,8 @@ def _read_evaluation(planned: PlannedRun) -> Evaluation:
         found = read_evaluation(path)
     except EvaluationDamaged as error:
         raise _problem(planned, f"has an unreadable evaluation: {error}", "evaluate") from error
+    if any(abs(value) > BOUND for way in found.played.values() for value in way.returns):
+        raise _problem(planned, f"has a return beyond {BOUND:g} in {path}", "evaluate")
     if (found.run, found.fingerprint) != (planned.fingerprint, planned.evaluation_fingerprint):
         raise _problem(planned, f"has the evaluation of another run in {path}", "evaluate")
     return found
@@ -317,20 +350,26 @@ def read_curve(
     """
     path = run.folder / name
     try:
-        table = pq.read_table(path)
+        table = read_table(path, None, LARGEST)
         steps = table["step"].to_numpy().astype(np.float64)
+        if steps.size and not (steps[0] >= 0 and np.all(np.diff(steps) >= 0) and steps[-1] <= 1e9):
+            raise ValueError("its steps are not in order")
+        return {"step": steps} | {name: _column(table, name) for name in columns}
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ReportError(
             f"{run.game} seed {run.seed}: {path} cannot be read ({reason(error)}). "
             "Restore it from version control, or remove the record, run-*.json, beside it and "
             "train again."
         ) from error
-    return {"step": steps} | {
-        column: table[column].cast(pa.float64()).to_numpy()
-        if column in table.column_names
-        else np.full_like(steps, np.nan)
-        for column in columns
-    }
+
+
+def _column(table: pa.Table, name: str) -> np.ndarray:
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    values = table[name].cast(pa.float64()).to_numpy()
+    if np.any(np.abs(values[np.isfinite(values)]) > BOUND):
+        raise ValueError(f"{name}: a number beyond {BOUND:g}")
+    return values
 
 
 def published_aggregates(

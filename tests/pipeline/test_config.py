@@ -287,7 +287,13 @@ def test_every_setting_is_typed_required_and_known_by_name(
 def test_a_recipe_is_checked_like_configuration(tmp_path: Path) -> None:
     settings = load_preset("quick", folder=PRESETS).settings()
     recipe = Recipe(
-        format=1, preset="quick", game="Pong", seed=0, settings=settings, code="c", runtime="r"
+        format=1,
+        preset="quick",
+        game="Pong",
+        seed=0,
+        settings=settings,
+        code="c" * 64,
+        runtime="d" * 64,
     )
     path = tmp_path / "seed0.json"
     text = recipe.model_dump_json(by_alias=True)
@@ -296,7 +302,8 @@ def test_a_recipe_is_checked_like_configuration(tmp_path: Path) -> None:
     path.write_text(text.replace('"Pong"', '"SpaceInvaders"'))
     assert read_recipe_text(path)[0].game == "SpaceInvaders"
     assert "ancestor" not in text, "a run that begins at step 0 has the recipe it always had"
-    longer = text.replace('"runtime":"r"', f'"runtime":"r","ancestor":"{"a" * 64}"')
+    last = f'"runtime":"{"d" * 64}"'
+    longer = text.replace(last, f'{last},"ancestor":"{"a" * 64}"')
     path.write_text(longer)
     assert read_recipe_text(path)[0] == recipe.model_copy(update={"ancestor": "a" * 64})
     assert read_recipe_text(path)[0].model_dump_json(by_alias=True) == longer
@@ -307,7 +314,10 @@ def test_a_recipe_is_checked_like_configuration(tmp_path: Path) -> None:
         ('"horizon":5', '"horizont":5', "settings.behaviour.horizon"),
         ('"strides":[4,2,2]', '"strides":[4,2]', "as many world_model.strides (2) as"),
         ('"format":1', '"format":2', "format: "),
-        ('"runtime":"r"', '"runtime":"r","ancestor":"a/../b"', "ancestor: "),
+        (last, f'{last},"ancestor":"a/../b"', "ancestor: "),
+        ('"preset":"quick"', '"preset":"../../quick"', "preset: "),
+        ('"code":"c', '"code":"$(c', "code: "),
+        ('"seed":0', f'"seed":{2**31}', "seed: must be less than"),
     ):
         assert old in text
         path.write_text(text.replace(old, new, 1))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,50 @@ def test_a_gpu_that_cannot_be_used_is_an_error_for_people(environment: pytest.Mo
     environment.setattr(torch.cuda, "set_device", busy)
     with pytest.raises(GpuUnusable, match=r"cannot use this GPU: .* unavailable About"):
         choose("cuda:0")
+
+
+# --- folders that somebody else got at -----------------------------------------------------------
+
+
+def _linked(folder: Path, elsewhere: Path) -> None:
+    folder.symlink_to(elsewhere)
+
+
+def _a_file(folder: Path, _: Path) -> None:
+    folder.write_text("")
+
+
+def _open_to_all(folder: Path, _: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def _of_another(folder: Path, _: Path) -> None:
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, -1)
+
+
+@pytest.mark.parametrize("make", [_linked, _a_file, _open_to_all, _of_another])
+def test_only_a_folder_of_ones_own_is_used(
+    tmp_path: Path, make: Callable[[Path, Path], None]
+) -> None:
+    if make is _of_another and os.getuid():
+        pytest.skip("only root gives folders away")
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    make(tmp_path / "gpus", tmp_path / "elsewhere")
+    with pytest.raises(ConfigurationError, match=r"gpus: .*`--device cuda:0`"):
+        gpus.claim(GPUS, tmp_path / "gpus")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_lock_is_never_opened_through_a_link_nor_emptied(tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "gpus"
+    victim.write_text("keep this")
+    folder.mkdir(mode=0o700)
+    (folder / "GPU-a.0").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic link"):
+        gpus.claim(GPUS, folder)
+    (folder / "GPU-a.0").unlink()
+    os.link(victim, folder / "GPU-a.0")
+    assert gpus.claim(GPUS, folder) == 0
+    assert victim.read_text() == "keep this"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,8 @@ import sbom
 from sbom import Contents, DebianPackage, System
 
 from drama.errors import ConfigurationError
+from drama.files import sha256_file
+from drama.pipeline.artifacts import image
 from drama.pipeline.artifacts.image import (
     INSTALLERS,
     LOCKS,
@@ -33,6 +36,7 @@ from drama.pipeline.artifacts.image import (
     Variant,
     commands,
     current_image,
+    hold_image,
     image_hash,
     note_of,
     require_image,
@@ -56,7 +60,8 @@ def pretend(variant: Variant, content: bytes = b"not a real image") -> Path:
     path = current_image(variant)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    note = {"sha256": "ab" * 32, "bytes": len(content), "variant": variant}
+    digest = hashlib.sha256(content).hexdigest()
+    note = {"sha256": digest, "bytes": len(content), "variant": variant}
     note_of(path).write_text(json.dumps(note), encoding="utf-8")
     return path
 
@@ -253,7 +258,7 @@ def test_the_digest_is_that_of_the_image_around_the_process(
     assert running_digest() is None
     image = pretend("cpu")
     monkeypatch.setenv("APPTAINER_CONTAINER", str(image.absolute()))
-    assert running_digest() == "ab" * 32
+    assert running_digest() == hashlib.sha256(b"not a real image").hexdigest()
     monkeypatch.setenv("APPTAINER_CONTAINER", str(tmp_path / "other.sif"))
     assert running_digest() is None
 
@@ -355,3 +360,49 @@ def test_the_definition_brings_what_it_installs_from_and_no_more() -> None:
 def test_the_base_is_named_by_its_digest() -> None:
     definition = (ROOT / "containers/drama.def").read_text(encoding="utf-8")
     assert re.search(r"^ +base=python@sha256:[0-9a-f]{64}$", definition, re.MULTILINE)
+
+
+# --- held to its digest --------------------------------------------------------------------------
+
+
+def test_another_file_of_the_same_size_is_refused_before_jobs_run(project: Project) -> None:
+    path = pretend("cpu")
+    hold_image("cpu")
+    path.write_bytes(b"not the right one")
+    note_of(path).write_text(note_of(path).read_text().replace('"bytes": 16', '"bytes": 17'))
+    with pytest.raises(ImageMissing, match=r"not the image that was built.*VARIANT=cpu"):
+        hold_image("cpu")
+    tools = project.root / "tools"
+    tools.mkdir()
+    (tools / "apptainer").write_text("#!/bin/sh\necho apptainer version 1.4.5\n")
+    (tools / "apptainer").chmod(0o755)
+    done = subprocess.run(
+        IN_CONTAINERS, capture_output=True, text=True,
+        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 2, done
+    assert "not the image that was built" in done.stderr and "Traceback" not in done.stderr
+    assert not (project.root / "results").exists()
+
+
+def test_an_image_that_held_is_not_read_again_until_it_is_touched(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = pretend("cpu"), []
+    monkeypatch.setattr(image, "sha256_file", lambda file: read.append(file) or sha256_file(file))
+    for _ in range(3):
+        hold_image("cpu")
+    assert read == [path]
+    os.utime(path)
+    hold_image("cpu")
+    assert read == [path, path]
+
+
+@pytest.mark.parametrize("digest", ["ab" * 32, "$(x)", "../x"])
+def test_what_was_remembered_is_of_this_file_and_this_note(project: Project, digest: str) -> None:
+    path = pretend("cpu")
+    hold_image("cpu")
+    note = json.loads(note_of(path).read_text()) | {"sha256": digest}
+    note_of(path).write_text(json.dumps(note))
+    with pytest.raises(ImageMissing):
+        hold_image("cpu")

@@ -17,6 +17,7 @@ from drama.pipeline import gpus
 from drama.pipeline.artifacts.image import (
     ImageMissing,
     current_image,
+    hold_image,
     require_image,
     variant_for,
 )
@@ -52,7 +53,7 @@ try:
     if not workflow.is_main_process:
         CAMPAIGN = read_campaign(Path(GIVEN["campaign"]))
     else:
-        FILE = project_file(Path(config.get("experiment", "config/config.yaml")))
+        FILE = project_file(Path(str(config.get("experiment", "config/config.yaml"))))
         OVERRIDES = {key: value for key, value in config.items() if key != "experiment"}
         IMAGE = image(load_experiment(FILE, OVERRIDES).device)
         CAMPAIGN = new_campaign(ROOT if ALONE else None, FILE, OVERRIDES, IMAGE)
@@ -90,6 +91,8 @@ def freeze():
     try:
         if MISSING:
             raise MISSING
+        if CONTAINED:
+            hold_image(variant_for(DEVICE))
         CAMPAIGN.begin()
     except ConfigurationError as error:
         print(error, file=sys.stderr)

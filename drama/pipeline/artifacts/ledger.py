@@ -36,7 +36,7 @@ from drama.pipeline.artifacts.stages import (
 from drama.pipeline.config import Experiment, load_experiment
 from drama.pipeline.layers import few
 from drama.pipeline.plans import Plan, PlannedRun
-from drama.pipeline.recipes import evaluation_recipe, plan
+from drama.pipeline.recipes import evaluation_recipe, holds, plan
 from drama.runs.folder import CHECKPOINT, REPLAY, RunBusy, locked
 
 
@@ -190,7 +190,7 @@ class _Recorder:
     def _write_stages(self, stages: Collection[str]) -> None:
         """Have dvc.yaml hold these stages and no others."""
         text = dvc_yaml(self.experiment, stages)
-        if not DVC_YAML.exists() or DVC_YAML.read_bytes() != text.encode():
+        if not holds(DVC_YAML, text):
             write_text(DVC_YAML, text)
             self.repository.read_stages()
 

@@ -18,7 +18,10 @@ from typing import Any
 
 import yaml
 
+from drama.errors import reason
 from drama.files import write_text
+from drama.pipeline.layers import PLAIN, load_yaml
+from drama.reading import read_bytes
 
 LOCK = Path("dvc.lock")
 CONFLICT = re.compile(
@@ -26,6 +29,9 @@ CONFLICT = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+LARGEST = 64 * 2**20
+"""Bytes of dvc.lock; 130 runs make some 200 000."""
+STAGE = re.compile(r"[A-Za-z0-9_.@-]{1,200}")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 """What DVC calls a file or a folder by; a place in its cache is made of it."""
 
@@ -66,8 +72,9 @@ class Ledger:
 
 def read_ledger() -> Ledger:
     """Read dvc.lock in the working directory; one that never was is an empty one."""
-    text = LOCK.read_text(encoding="utf-8", errors="replace") if LOCK.exists() else None
+    text = None
     try:
+        text = read_bytes(LOCK, LARGEST).decode(errors="replace") if LOCK.exists() else None
         return Ledger(_parse(text), None, text)
     except ValueError as error:
         damaged = Ledger({}, str(error), text)
@@ -92,9 +99,9 @@ def _parse(text: str | None) -> Entries:
     if CONFLICT.search(text):
         raise ValueError("it holds the conflict marks of a merge")
     try:
-        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"it is not YAML ({' '.join(str(error).split())})") from None
+        document = load_yaml(text, PLAIN)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"it is not YAML ({reason(error)})") from None
     stages = document.get("stages") if isinstance(document, dict) else None
     if not isinstance(stages, dict) or not all(map(_is_stage, stages, stages.values())):
         raise ValueError("it is cut off or was edited: not every stage has its checksums")
@@ -102,7 +109,7 @@ def _parse(text: str | None) -> Entries:
 
 
 def _is_stage(name: Any, entry: Any) -> bool:
-    if not isinstance(name, str) or not isinstance(entry, dict):
+    if not (isinstance(name, str) and STAGE.fullmatch(name) and isinstance(entry, dict)):
         return False
     listed = [entry.get(key) or [] for key in ("deps", "outs")]
     return isinstance(entry.get("cmd"), str) and all(
@@ -119,5 +126,5 @@ def _is_stage(name: Any, entry: Any) -> bool:
 
 def _committed() -> str | None:
     command = ["git", "show", f"HEAD:./{LOCK}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else None
+    done = subprocess.run(command, capture_output=True, check=False)
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None

@@ -19,8 +19,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from drama.errors import shown
 from drama.pipeline.artifacts.records import Record, record_of
 from drama.pipeline.artifacts.status import (
+    AGES,
     RunStatus,
     counted,
     duration,
@@ -29,6 +31,7 @@ from drama.pipeline.artifacts.status import (
     read_status,
 )
 from drama.pipeline.plans import PlannedRun, read_plan
+from drama.reading import read_model
 from drama.runs.folder import CHECKPOINT, REPLAY
 from drama.runs.locks import read_holder
 
@@ -126,7 +129,7 @@ def _finished(run: PlannedRun) -> Finished | None:
     if path is None:
         return None
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        record = read_model(path, Record)
         beside = sum(file.stat().st_size for file in (path, *run.folder.glob("evaluation*")))
     except (OSError, ValueError):  # ValidationError is one
         return None  # `drama verify` says what is wrong with it
@@ -221,7 +224,7 @@ def show(outlook: Outlook, now: datetime) -> Group:
 
 
 def _lines(*texts: str) -> list[Text]:
-    return [Text(line) for text in texts for line in textwrap.wrap(text, WIDTH)]
+    return [Text(line) for text in texts for line in textwrap.wrap(shown(text), WIDTH)]
 
 
 def _plan(outlook: Outlook) -> Iterator[str]:
@@ -328,7 +331,7 @@ def _end(outlook: Outlook, now: datetime) -> str:
         running = plural(len(outlook.running), "run")
         pace = f"{rate_of(outlook.runs):.1f} steps/s by {running} at a time"
         seconds = seconds_left(outlook.runs)
-        if seconds is None:
+        if seconds is None or seconds >= AGES:
             return f"{pace}: no end can be told yet."
         day = (now + timedelta(seconds=seconds)).strftime("%a %-d %b %Y, %H:%M %Z").rstrip()
         return f"{pace}: all are trained in {duration(seconds)}, on {day}."

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from drama.errors import shown
 from drama.pipeline.artifacts.outlook import rate_of, seconds_left, to_train
 from drama.pipeline.artifacts.status import (
     COLOURS,
@@ -102,7 +103,7 @@ def show(
 
 def one_by_one(place: Path, runs: Sequence[RunStatus]) -> list[RenderableType]:
     """Return the parts that show every run, and what there is to say of them."""
-    return [Text(str(place)), table(runs), *map(Text, remarks(runs))]
+    return [Text(shown(place)), table(runs), *map(Text, remarks(runs))]
 
 
 def table(runs: Sequence[RunStatus]) -> Table:
@@ -167,7 +168,7 @@ def _fitted(
     said = list(remarks(runs))
     if len(runs) + 2 + len(said) <= rows and all(len(line) <= WIDTH for line in said):
         return len(runs) + 2 + len(said), one_by_one(place, runs)
-    head = [Text(line) for line in (str(place), *_wrapped(counted(runs)), *_pace(runs))][:rows]
+    head = [Text(line) for line in (shown(place), *_wrapped(counted(runs)), *_pace(runs))][:rows]
     single = sorted((run for run in runs if run.state in FIRST), key=_rank)
     room = rows - len(head)
     for detail in (2, 1, 0):

@@ -11,20 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from drama.agent.settings import Count, NonNegative, Recipe
+from drama.agent.settings import Count, Fingerprint, Recipe
 from drama.errors import ConfigurationError, DramaError, reason
 from drama.files import canonical_json, sha256_file, sha256_text
 from drama.pipeline import history
 from drama.pipeline.artifacts.evaluations import Evaluation, EvaluationDamaged, read_evaluation
 from drama.pipeline.artifacts.stages import EXPERIMENT, results_folder
 from drama.pipeline.config import load_experiment
+from drama.pipeline.names import Backend, Bytes, Commit, Device, Library, Seconds, Time, Version
 from drama.pipeline.plans import PlannedRun
 from drama.pipeline.recipes import results_of, shortened
+from drama.reading import read_model
 from drama.runs.folder import CHECKPOINT, SHORT, SUPERSEDED, short_commit
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Fingerprint
+FILES = r"^((checkpoint|episodes|training)\.parquet|replay/part-[0-9]{5,9}\.parquet)$"
+"""What a run records; no record names a file elsewhere."""
 
 
 class Damaged(DramaError):
@@ -40,9 +44,15 @@ class Artifact(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    path: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=200)]
+    path: Annotated[str, Field(pattern=FILES)]
     sha256: Sha256
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Bytes
+
+
+def _each_once(artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
+    if len({item.path for item in artifacts}) < len(artifacts):
+        raise ValueError("a file is named twice")
+    return artifacts
 
 
 class Record(BaseModel):
@@ -50,17 +60,19 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=100_000)]
+    artifacts: Annotated[
+        tuple[Artifact, ...], Field(max_length=100_000), AfterValidator(_each_once)
+    ]
     format: Literal[1]
     fingerprint: Sha256
     recipe: dict[str, Any]
-    versions: dict[str, str]
-    device: str
-    backend: str
-    wall_seconds: NonNegative
+    versions: Annotated[dict[Library, Version], Field(max_length=100)]
+    device: Device
+    backend: Backend
+    wall_seconds: Seconds
     steps: Count
-    git_commit: str | None
-    finished: str
+    git_commit: Commit | None
+    finished: Time
     image: Sha256 | None = None
 
 
@@ -179,7 +191,7 @@ def read_record(path: Path) -> RecordedRun:
         OtherCode: when its recipe says what today's code does not know.
     """
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        record = read_model(path, Record)
         fingerprint = sha256_text(canonical_json(record.recipe))
     except (OSError, ValueError, RecursionError) as error:  # ValidationError is a ValueError
         raise Damaged(

@@ -7,7 +7,6 @@ records none (benchmarks/scale.md). What is done to a stage is what `dvc commit`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from drama.errors import reason
 from drama.pipeline.artifacts.integrity import NotRecorded
 from drama.pipeline.artifacts.lockfile import Entries, Entry
 from drama.pipeline.artifacts.stages import DVC_YAML
+from drama.reading import read_json
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -119,13 +119,15 @@ class Repository:
         of processes that are gone it removes itself.
         """
         from dvc.lock import make_lock
+        from dvc.rwlock import SCHEMA
+        from voluptuous import Invalid
 
         with make_lock(f"{PROCESSES}.lock"):  # or a living process may be just writing it
             try:
-                json.loads(PROCESSES.read_text(encoding="utf-8"))
+                SCHEMA(read_json(PROCESSES))
             except FileNotFoundError:
                 return False
-            except ValueError:
+            except (ValueError, Invalid):
                 PROCESSES.unlink()
                 return True
         return False

@@ -12,15 +12,24 @@ import subprocess
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, Field
 
-from drama.errors import ConfigurationError
+from drama.errors import ConfigurationError, brief
 from drama.files import write_text
 from drama.pipeline.artifacts.evaluations import NOTE
-from drama.pipeline.config import Experiment, load_experiment, preset_layers, project_file
+from drama.pipeline.config import (
+    Experiment,
+    Folder,
+    load_experiment,
+    preset_layers,
+    project_file,
+)
 from drama.pipeline.fingerprints import LOCK_FILE, REPORT
+from drama.pipeline.layers import PLAIN, load_yaml
+from drama.reading import read_text
 from drama.runs.folder import GIT
 
 DVC_YAML = Path("dvc.yaml")
@@ -63,7 +72,7 @@ def write_stages() -> str:
     experiment = load_experiment(EXPERIMENT)
     if is_outside(results := results_folder(experiment)):
         raise ConfigurationError(
-            f"{EXPERIMENT}: results = {experiment.results!r}: {remedy(results)}"
+            f"{EXPERIMENT}: results = {brief(experiment.results)}: {remedy(results)}"
         )
     if is_ignored(results):
         raise ConfigurationError(f"{EXPERIMENT}: preset = {experiment.preset!r}: {IGNORED}")
@@ -77,11 +86,18 @@ def covered_results() -> str | None:
 
     DVC itself may be missing.
     """
-    wrong = (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError)
-    with suppress(*wrong):
-        (variables,) = yaml.safe_load(DVC_YAML.read_text(encoding="utf-8"))["vars"]
-        return str(variables["results"])
+    with suppress(OSError, yaml.YAMLError, ValueError):  # ValidationError is a ValueError
+        document = _Document.model_validate(load_yaml(read_text(DVC_YAML), PLAIN))
+        return document.vars[0].results
     return None
+
+
+class _Variables(BaseModel):
+    results: Folder
+
+
+class _Document(BaseModel):
+    vars: Annotated[list[_Variables], Field(min_length=1, max_length=1)]
 
 
 def dvc_yaml(experiment: Experiment, recorded: Collection[str]) -> str:

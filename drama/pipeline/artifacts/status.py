@@ -7,7 +7,6 @@ another node holds may not be seen everywhere, so there a fresh status counts as
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from drama.agent.settings import Count
+from drama.errors import shown
 from drama.pipeline.artifacts.evaluations import EvaluationDamaged, read_evaluation
 from drama.pipeline.config import no_plan
 from drama.pipeline.history import earlier_run, noted_evaluation
 from drama.pipeline.plans import PlannedRun, read_plan
+from drama.reading import open_regular, read_model
 from drama.runs.folder import SHORT, STATUS
 from drama.runs.locks import died_here, read_holder
 from drama.runs.progress import Status
@@ -29,8 +33,14 @@ SILENCE = 120.0
 TAIL = 4096
 """Bytes at a log's end among which its last line is looked for."""
 
+DETAIL = 1000
+"""Characters of it, or of a trainer's message, that are told."""
+
 BELOW = 3
 """Folders below a place that results are looked for in: results/learn/catch/ lies two below."""
+
+AGES = 1e10
+"""Seconds that no run takes: a speed is wrong that asks for them."""
 
 OTHERS = ("recipes", "runs", "report", "superseded", "logs", "replay", "campaigns")
 """Folders of results that hold no results themselves, and many files."""
@@ -142,7 +152,7 @@ def _status(run: PlannedRun, alive: Callable[[Path, str], bool]) -> RunStatus:
         return replace(found, state="earlier code", last_return=score, detail=trouble)
     if live and live.state == "failed":
         log = _last_line(logs / f"train-{run.fingerprint[:SHORT]}.log")
-        return replace(found, detail=log or live.message)
+        return replace(found, detail=log or _line(live.message))
     if live and live.state in ("running", "done"):  # a record comes a moment after the last step
         if not alive(run.folder, live.updated):
             return replace(found, state="lost")
@@ -155,10 +165,21 @@ def _status(run: PlannedRun, alive: Callable[[Path, str], bool]) -> RunStatus:
 def planned_steps(recipe: Path) -> int | None:
     """Return the agent steps that a recipe asks for; None when it does not say."""
     try:
-        settings = json.loads(recipe.read_bytes())["settings"]
-        return int(settings["training"]["total_steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_model(recipe, _Recipe).settings.training.total_steps
+    except (OSError, ValueError):  # ValidationError is a ValueError
         return None
+
+
+class _Training(BaseModel):
+    total_steps: Count
+
+
+class _Settings(BaseModel):
+    training: _Training
+
+
+class _Recipe(BaseModel):
+    settings: _Settings
 
 
 def _score(path: Path) -> tuple[float | None, str]:
@@ -168,7 +189,7 @@ def _score(path: Path) -> tuple[float | None, str]:
     try:
         return read_evaluation(path).score.mean_return, ""
     except EvaluationDamaged as error:
-        return None, str(error)
+        return None, _line(str(error))
 
 
 def _is_alive(folder: Path, updated: str) -> bool:
@@ -187,12 +208,17 @@ def _is_alive(folder: Path, updated: str) -> bool:
 def _last_line(path: Path) -> str:
     """Return a log's last line that says something; nothing when there is none."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
+        with os.fdopen(open_regular(path), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            lines = file.read(TAIL).decode("utf-8", "replace").splitlines()
+    except (OSError, ValueError):
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return _line(next((line for line in reversed(lines) if line.strip()), ""))
+
+
+def _line(text: str) -> str:
+    """Return what a log or a trainer says as one line for a terminal."""
+    return shown(" ".join(text.split()), DETAIL)
 
 
 # --- for people ----------------------------------------------------------------------------------
@@ -212,6 +238,8 @@ def plural(number: int, noun: str) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time for reading: in minutes below an hour, in days from two days on."""
+    if not 0 <= seconds < AGES:
+        return "ages" if seconds > 0 else "0 min"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"

@@ -20,7 +20,7 @@ import torch
 from drama.agent.behaviour.agent import Agent
 from drama.agent.evaluation import Episode, play
 from drama.agent.model.sequence import kernels, use_backend
-from drama.errors import DramaError
+from drama.errors import DramaError, shown
 from drama.files import sha256_text
 from drama.pipeline.artifacts.agents import agent_of
 from drama.pipeline.artifacts.evaluations import Evaluation
@@ -69,6 +69,10 @@ class Verdict:
     def holds(self) -> bool:
         """Whether all that was asked for was checked, and nothing speaks against the run."""
         return self.finding <= Finding.INTACT
+
+    def line(self, record: Path) -> str:
+        """Return the line that tells it of a run's record."""
+        return shown(f"{self.finding.name.lower():10} {record.parent}: {self.text}")
 
 
 def verify(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -23,10 +24,12 @@ from safetensors.numpy import save
 from drama.agent.behaviour.agent import Agent
 from drama.agent.evaluation import build_agent, new_agent
 from drama.agent.settings import Frozen, Recipe
-from drama.errors import DramaError, reason
+from drama.errors import DramaError, cut, reason
 from drama.files import canonical_json, replacing, sha256_text
 from drama.pipeline.artifacts.records import OtherCode, RecordedRun, Sha256, known_recipe
 from drama.pipeline.layers import few
+from drama.pipeline.names import Commit
+from drama.reading import open_regular, parse_json
 from drama.runs.folder import SHORT, short_commit
 
 HEADER_LIMIT = 1 << 20
@@ -67,7 +70,7 @@ class Metadata(Frozen):
     recipe: Annotated[str, Field(max_length=1 << 16)]
     fingerprint: Sha256
     checkpoint_sha256: Sha256
-    git_commit: Annotated[str, Field(max_length=100)]
+    git_commit: Commit | Literal[""]
     versions: Annotated[str, Field(max_length=1 << 14)]
     sha256: Sha256
 
@@ -175,8 +178,8 @@ def read_weights(path: Path) -> Weights:
         OtherCode: when it is whole, but not of an agent that today's code builds.
     """
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+        with os.fdopen(open_regular(path), "rb") as start:
+            length = int.from_bytes(start.read(8), "little")
         if not 0 < length <= HEADER_LIMIT:
             raise ValueError(f"a header of {length} bytes")
         with safe_open(path, framework="numpy") as file:
@@ -188,7 +191,7 @@ def read_weights(path: Path) -> Weights:
             tensors = {name: file.get_tensor(name) for name in parts}
     except SafetensorError:
         raise _damaged(path, ValueError("its header and its contents do not fit")) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
     if _digest(metadata.model_dump(), tensors) != metadata.sha256:
         raise _damaged(path, ValueError("its contents do not match its checksum"))
@@ -198,7 +201,7 @@ def read_weights(path: Path) -> Weights:
 def _recipe(path: Path, metadata: Metadata) -> Recipe:
     if sha256_text(metadata.recipe) != metadata.fingerprint:
         raise ValueError("its recipe does not match its fingerprint")
-    recorded: Any = json.loads(metadata.recipe)
+    recorded = parse_json(metadata.recipe)
     if not isinstance(recorded, dict):
         raise ValueError("its recipe is none")
     return known_recipe(recorded, str(path), metadata.git_commit)
@@ -257,7 +260,7 @@ def check_tensors(place: Path, recipe: Recipe, found: Shapes, commit: str | None
     )
     problems = [
         *(f"{name} is missing" for name in own.keys() - found.keys()),
-        *(f"{name[:100]} is unknown" for name in found.keys() - own.keys()),
+        *(f"{cut(name)} is unknown" for name in found.keys() - own.keys()),
         *(
             f"{name} is {found[name][0]} {list(found[name][1])}, not {shape[0]} {list(shape[1])}"
             for name, shape in own.items()

@@ -9,6 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from drama.errors import ConfigurationError, reason
+from drama.pipeline.layers import LARGEST, load_yaml
+from drama.reading import read_text
 
 CITATION = Path("CITATION.cff")
 
@@ -76,6 +78,7 @@ def read_citation() -> Citation:
     if not CITATION.is_file():
         return Citation()
     try:
-        return Citation.model_validate(yaml.safe_load(CITATION.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        document = load_yaml(read_text(CITATION, LARGEST), yaml.SafeLoader)
+        return Citation.model_validate(document)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{CITATION}: {reason(error)}") from None

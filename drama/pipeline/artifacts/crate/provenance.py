@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from drama import __version__
+from drama.agent.settings import Count, Fingerprint
 from drama.errors import reason
 from drama.files import sha256_file, write_json, write_text
 from drama.pipeline.artifacts.crate.citation import CITATION, Author, read_citation
@@ -29,6 +30,7 @@ from drama.pipeline.artifacts.records import Artifact, Damaged
 from drama.pipeline.artifacts.status import plural
 from drama.pipeline.layers import few
 from drama.pipeline.plans import PLAN, RECIPES, Plan, PlannedRun
+from drama.reading import read_model
 from drama.runs.folder import CHECKPOINT, REPLAY, SHORT
 
 if TYPE_CHECKING:
@@ -67,9 +69,24 @@ put at the place behind the `#`, `drama verify` holds them to their checksums.
 """
 
 
+REPORT_FILES = (
+    r"^(index\.html|report\.md|scores\.(csv|parquet)|(aggregates|metrics)\.json"
+    r"|figures/[A-Za-z0-9-]{1,110}\.svg)$"
+)
+
+
 class _Shown(BaseModel):
-    done: int
-    planned: int
+    done: Count
+    planned: Count
+
+
+class _File(BaseModel):
+    """A file that a report is made of."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    path: Annotated[str, Field(pattern=REPORT_FILES)]
+    sha256: Fingerprint
 
 
 class _Report(BaseModel):
@@ -77,7 +94,7 @@ class _Report(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    files: Annotated[tuple[Artifact, ...], Field(max_length=10_000)]
+    files: Annotated[tuple[_File, ...], Field(max_length=10_000)]
     runs: _Shown | None = None
 
 
@@ -319,7 +336,7 @@ class Provenance:
             self.report_note = f"No report of this plan is in it; {command} writes one"
             return []
         try:
-            stamp = _Report.model_validate_json(stamps[0].read_bytes())
+            stamp = read_model(stamps[0], _Report)
         except (OSError, ValueError) as error:  # ValidationError is one
             raise Damaged(f"{stamps[0]}: {reason(error)}; {command} writes it anew") from None
         for item in stamp.files:

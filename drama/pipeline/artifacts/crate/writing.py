@@ -20,7 +20,10 @@ from drama.pipeline.artifacts.crate.runs import read_run
 from drama.pipeline.artifacts.records import Artifact
 from drama.pipeline.artifacts.status import plural
 from drama.pipeline.plans import read_plan
+from drama.reading import read_model
 
+LARGEST = 1 << 28
+"""Bytes of a crate's metadata: some thousand for each file in it."""
 CRATES = Path("crates")
 """Where crates go when no other folder is named."""
 
@@ -107,7 +110,7 @@ class _Metadata(BaseModel):
 def _stray(folder: Path) -> str | None:
     """Return what lies in a folder that no earlier crate put there; None when nothing does."""
     try:
-        things = _Metadata.model_validate_json((folder / METADATA).read_bytes()).graph
+        things = read_model(folder / METADATA, _Metadata, LARGEST).graph
     except (OSError, ValueError):  # ValidationError is one
         return next((path.name for path in sorted(folder.iterdir())), None)
     known = {thing.id: thing.description for thing in things}
