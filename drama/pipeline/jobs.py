@@ -21,7 +21,7 @@ from drama.errors import FAILED_FOR_GOOD, ConfigurationError, DramaError
 from drama.pipeline.artifacts.agents import agent_of
 from drama.pipeline.artifacts.evaluations import note_evaluation, vouching
 from drama.pipeline.artifacts.image import running_digest
-from drama.pipeline.artifacts.records import RecordedRun, read_record
+from drama.pipeline.artifacts.records import Damaged, RecordedRun, read_record
 from drama.pipeline.artifacts.store import fetch
 from drama.pipeline.config import read_recipe_text
 from drama.pipeline.episodes import KeptEpisodes, play_on
@@ -107,8 +107,7 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
         TrainingFailed, CheckpointError: when it cannot go on.
     """
     with locked(run.folder):
-        if is_whole(run.folder, run.fingerprint):
-            make_current(run.folder, run.fingerprint)
+        if _is_recorded(run):
             (run.folder / PREVIOUS).unlink(missing_ok=True)
             say(f"{run.record}: this run is whole already")
             return
@@ -117,6 +116,20 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
             say(orphan)
         with _noting_failure(run):
             _train_and_record(run, runtime)
+
+
+def _is_recorded(run: RunFiles) -> bool:
+    """Say whether a run is whole, by a record that can be read; bring it back if it is set aside.
+
+    A record that says this run's fingerprint and else what cannot be is written anew.
+    """
+    if not is_whole(run.folder, run.fingerprint):
+        return False
+    make_current(run.folder, run.fingerprint)
+    with suppress(Damaged):
+        read_record(run.record)
+        return True
+    return False
 
 
 def _train_and_record(run: RunFiles, runtime: Runtime) -> None:

@@ -62,6 +62,16 @@ class CheckpointDamaged(CheckpointError):
     """A checkpoint that is not what was written."""
 
 
+class CheckpointMisfit(CheckpointError):
+    """A checkpoint that is whole, and not what this code reads."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(
+            f"{path}: does not fit this code and these libraries: {problem}. Go on with those that "
+            "wrote it, or move the run's folder away to train it anew."
+        )
+
+
 class _Header(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -150,6 +160,7 @@ def load_checkpoint(
     *,
     optional: tuple[str, ...] = (),
     part: str = "",
+    most: int = LARGEST,
 ) -> dict[str, Any]:
     """Read a checkpoint back, all of it held to its checksums.
 
@@ -159,14 +170,16 @@ def load_checkpoint(
         forms: what everything in it must be, by its flat name; looked at before any tensor is
             unpacked. By default it may be anything.
         optional: beginnings of names that may be missing.
-        part: the section to return, such as `agent`; by default everything.
+        part: the section to look at and to return, such as `agent`; by default everything.
+        most: bytes that all its tensors may take.
 
     Returns:
         What was given to `save_checkpoint`, tensors as NumPy arrays.
 
     Raises:
         CheckpointDamaged: when the file is missing or damaged.
-        CheckpointError: when it belongs to another run, or holds other things than expected.
+        CheckpointMisfit: when it holds other things than expected.
+        CheckpointError: when it belongs to another run.
     """
     header = _read_header(path)
     if header.fingerprint != fingerprint:
@@ -174,23 +187,16 @@ def load_checkpoint(
             f"{path}: belongs to run {header.fingerprint[:16]}, not {fingerprint[:16]}. Put this "
             "run's own back, or move the run's folder away to train it anew."
         )
-    tensors = _read_tensors(path)
-    if forms is not None and (problem := _difference(forms, tensors, header.scalars, optional)):
-        raise does_not_fit(path, problem)
-    prefix = f"{part}/" if part else ""
+    tensors, prefix = _read_tensors(path, most), f"{part}/" if part else ""
     flat = {name: value for name, value in header.scalars.items() if name.startswith(prefix)}
+    if forms is not None:
+        found = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if problem := _difference(forms, found, flat, optional):
+            raise CheckpointMisfit(path, problem)
     for name, array in _arrays(path, tensors, header.rows_sha256):
         if name.startswith(prefix):
             flat[name] = array.copy()
     return unflatten({name.removeprefix(prefix): value for name, value in flat.items()})
-
-
-def does_not_fit(path: Path, problem: str) -> CheckpointError:
-    """Return the error that says that a checkpoint is whole and not what this code reads."""
-    return CheckpointError(
-        f"{path}: does not fit this code and these libraries: {problem}. Go on with those that "
-        "wrote it, or move the run's folder away to train it anew."
-    )
 
 
 def checkpoint_fingerprint(path: Path) -> str:
@@ -224,7 +230,7 @@ def _read_header(path: Path) -> _Header:
         raise _damaged(path, error) from None
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, most: int) -> dict[str, Tensor]:
     """Return every tensor's dtype and shape without unpacking any."""
     try:
         with parquet(path, SCHEMA, LARGEST) as file:
@@ -236,8 +242,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             table = file.read(SCHEMA.names[:-1], use_threads=False)
         table.validate(full=True)
         tensors = {row["name"]: _checked(row["dtype"], row["shape"]) for row in table.to_pylist()}
-        if len(tensors) != len(table) or None in tensors or _bytes(tensors) > LARGEST:
-            raise ValueError(f"{len(table)} tensors that cannot be")
+        if len(tensors) != len(table) or None in tensors:
+            raise ValueError("names that are missing or given twice")
+        if (size := _bytes(tensors)) > most:
+            raise ValueError(f"tensors of {size} bytes, where {most} are the most")
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
     return tensors

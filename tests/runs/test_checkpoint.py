@@ -311,7 +311,7 @@ def test_a_file_that_says_something_else_of_itself_is_refused(
         ({"dtype": "<f4", "shape": [1], "bytes": b"123"}, "buffer size"),
         ({"dtype": "nothing", "shape": [1], "bytes": b"1234"}, "type 'nothing'"),
         ({"dtype": "<f4", "shape": [-1], "bytes": b"1234"}, "shape [-1]"),
-        ({"dtype": "<f4", "shape": [2**62, 8], "bytes": b"1234"}, "cannot be"),
+        ({"dtype": "<f4", "shape": [2**62, 8], "bytes": b"1234"}, "are the most"),
     ],
 )
 def test_rows_that_are_no_arrays_are_refused(

@@ -20,7 +20,7 @@ from drama.agent.training.learner import Learner
 from drama.agent.training.runtime import CHECKPOINT_SECONDS, Runtime
 from drama.errors import DramaError, reason
 from drama.files import flatten
-from drama.runs.checkpoint import CheckpointError, Form, does_not_fit, save_checkpoint
+from drama.runs.checkpoint import CheckpointError, CheckpointMisfit, Form, save_checkpoint
 from drama.runs.folder import CHECKPOINT, EPISODES, REPLAY, TRAINING, load_latest
 from drama.runs.metrics import (
     BEHAVIOUR_METRICS,
@@ -221,7 +221,7 @@ class ResumableRun:
         try:
             self.load_state_dict(state)
         except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-            raise does_not_fit(path, reason(error)) from error
+            raise CheckpointMisfit(path, reason(error)) from error
         if name := self.not_finite():
             raise CheckpointError(
                 f"{path}: {name} is not finite. Put back an earlier copy, or move the run's folder "

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from drama.agent.behaviour.agent import Agent
-from drama.agent.evaluation import Episode, build_agent, play
+from drama.agent.evaluation import Episode, build_agent, new_agent, play
 from drama.agent.settings import Recipe
 from drama.errors import ConfigurationError
 from drama.pipeline import history
@@ -22,6 +23,10 @@ from drama.pipeline.artifacts.weights import (
 )
 from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT
+from drama.runs.shards import ROWS_PER_SHARD
+
+SPARE = 2**26
+"""Bytes that a checkpoint may hold besides: states of generators and games, tables of the run."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,25 @@ def agent_of(run: RecordedRun, device: torch.device) -> tuple[Agent, Path]:
                 f"`dvc pull {run.stage}` where DVC keeps them"
             )
         return read_weights_of(run).agent(device), run.weights
-    state = load_checkpoint(checkpoint, run.fingerprint)["agent"]
-    try:
-        return build_agent(run.recipe, state, device), checkpoint
-    except RuntimeError:  # of tensors that do not fit, for all that is known
-        check_tensors(checkpoint, run.recipe, shapes_of(state), run.record.git_commit)
-        raise
+    state = read_agent(run)
+    check_tensors(checkpoint, run.recipe, shapes_of(state), run.record.git_commit)
+    return build_agent(run.recipe, state, device), checkpoint
+
+
+def read_agent(run: RecordedRun) -> dict[str, np.ndarray]:
+    """Read a whole run's agent from its checkpoint: parameters and buffers by name.
+
+    No more memory is taken than the run's recipe can ask for.
+
+    Raises:
+        CheckpointError: when the checkpoint is missing, damaged or another run's.
+    """
+    settings = run.recipe.settings
+    with torch.device("meta"):
+        tensors = new_agent(run.recipe).state_dict().values()
+    parameters = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    frame = 3 * settings.environment.image_size**2
+    rows = min(ROWS_PER_SHARD, settings.replay.capacity)
+    # The agent and its optimisers' two averages; frames in no shard yet; counters of the ring.
+    most = 4 * parameters + rows * (frame + 64) + 8 * settings.replay.capacity + SPARE
+    return load_checkpoint(run.folder / CHECKPOINT, run.fingerprint, part="agent", most=most)

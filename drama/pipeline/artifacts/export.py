@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from drama.files import canonical_json, sha256_file, write_text
+from drama.pipeline.artifacts.agents import read_agent
 from drama.pipeline.artifacts.evaluations import Evaluation
 from drama.pipeline.artifacts.records import (
     Damaged,
@@ -15,7 +16,6 @@ from drama.pipeline.artifacts.records import (
     read_record,
 )
 from drama.pipeline.artifacts.weights import WeightsError, read_weights_of, write_weights
-from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT, SHORT, locked
 
 PAPER = "xs"
@@ -56,7 +56,7 @@ def export(place: Path) -> tuple[Path, Path]:
                 f"Remove it, then `dvc pull {run.stage}`, or put back a good copy"
             )
         else:
-            write_weights(run, load_checkpoint(checkpoint, run.fingerprint)["agent"])
+            write_weights(run, read_agent(run))
         card = run.weights.with_suffix(".md")
         write_text(card, card_text(run, evaluations))
     return run.weights, card

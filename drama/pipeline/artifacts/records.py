@@ -31,6 +31,9 @@ FILES = r"^((checkpoint|episodes|training)\.parquet|replay/part-[0-9]{5,9}\.parq
 """What a run records; no record names a file elsewhere."""
 
 
+MENDED = "`git checkout` brings it back, or `drama train` where the checkpoint is"
+
+
 class Damaged(DramaError):
     """A record, or a file that it names, is not what it was."""
 
@@ -194,16 +197,14 @@ def read_record(path: Path) -> RecordedRun:
         record = read_model(path, Record)
         fingerprint = sha256_text(canonical_json(record.recipe))
     except (OSError, ValueError, RecursionError) as error:  # ValidationError is a ValueError
-        raise Damaged(
-            f"{path} cannot be read ({reason(error)}); `git checkout` brings it back"
-        ) from None
+        raise Damaged(f"{path} cannot be read ({reason(error)}); {MENDED}") from None
     if fingerprint != record.fingerprint or path.stem != f"run-{fingerprint[:SHORT]}":
         raise Damaged(
             f"{path} says {record.fingerprint[:SHORT]}, but its recipe's fingerprint is "
-            f"{fingerprint[:SHORT]}; `git checkout` brings it back"
+            f"{fingerprint[:SHORT]}; {MENDED}"
         )
     if CHECKPOINT not in {item.path for item in record.artifacts}:
-        raise Damaged(f"{path} lists no {CHECKPOINT}; `git checkout` brings it back")
+        raise Damaged(f"{path} lists no {CHECKPOINT}; {MENDED}")
     return RecordedRun(path, record, known_recipe(record.recipe, path.name, record.git_commit))
 
 

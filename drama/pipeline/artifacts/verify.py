@@ -22,7 +22,7 @@ from drama.agent.evaluation import Episode, play
 from drama.agent.model.sequence import kernels, use_backend
 from drama.errors import DramaError, shown
 from drama.files import sha256_text
-from drama.pipeline.artifacts.agents import agent_of
+from drama.pipeline.artifacts.agents import agent_of, read_agent
 from drama.pipeline.artifacts.evaluations import Evaluation
 from drama.pipeline.artifacts.records import (
     Damaged,
@@ -38,7 +38,6 @@ from drama.pipeline.fingerprints import Choices, evaluation_code, run_code
 from drama.pipeline.jobs import device_name
 from drama.pipeline.layers import few
 from drama.pipeline.recipes import evaluation_text
-from drama.runs.checkpoint import load_checkpoint
 from drama.runs.folder import CHECKPOINT, REPLAY, versions
 
 
@@ -128,7 +127,7 @@ def _check_artifacts(run: RecordedRun) -> list[str]:
         return []
     weights = read_weights_of(run)
     if CHECKPOINT not in missing:
-        state = load_checkpoint(run.folder / CHECKPOINT, run.fingerprint)["agent"]
+        state = read_agent(run)
         if not same_tensors(weights.tensors, state):
             raise Damaged(f"{weights.path.name} is not what {CHECKPOINT} holds; export it anew")
     return missing
