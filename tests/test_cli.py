@@ -374,8 +374,9 @@ def test_plan_train_evaluate_say_what_they_made(
     for evaluation in Path(folder).glob("evaluation-*"):
         evaluation.unlink()
     torch_is_used = r"Sequence backend: torch \(mamba_ssm needs a CUDA GPU; the device is cpu\)\n"
+    begins = rf"{GAME} seed {SEED}: 0 of 5 episodes\n"
     for before, said in (
-        (torch_is_used, r"mean return [\d.]+ over 5 greedy episodes, \d different .*"),
+        (torch_is_used + begins, r"mean return [\d.]+ over 5 greedy episodes, \d different .*"),
         ("", "there already"),
     ):  # fmt: skip
         code, output, errors = drama("evaluate", RECIPE, "--device", "cpu")
