@@ -135,9 +135,9 @@ def test_a_whole_run_of_earlier_code_is_scored_in_its_place_by_todays(
     """As after a change of the code: the run's own recipe or, after `drama plan`, a later one."""
     monkeypatch.chdir(copy.root)
     before = read_record(record(copy)).fingerprint
-    monkeypatch.setattr(jobs, "run_code", lambda choices: "later")
+    monkeypatch.setattr(jobs, "run_code", lambda choices: "e" * 64)
     recipe = Path(f"results/tiny/recipes/{GAME}/seed{SEED}.json")
-    later = json.loads(recipe.read_text(encoding="utf-8")) | {"code": "later"}
+    later = json.loads(recipe.read_text(encoding="utf-8")) | {"code": "e" * 64}
     for text in (recipe.read_text(encoding="utf-8"), canonical_json(later)):
         recipe.write_text(text, encoding="utf-8")
         evaluation(copy).unlink()
