@@ -65,10 +65,12 @@ bench: setup ## measure speed and growth; BENCH=part,part PUBLISHED=checkout AGA
 	  $(if $(PUBLISHED),--published '$(PUBLISHED)') $(if $(AGAINST),--against '$(AGAINST)') \
 	  $(if $(filter keep,$(BASELINE)),--dry)
 
-lint: setup ## ruff, mypy and snakefmt
+lint: setup ## ruff, mypy, snakefmt, bandit; installed packages against the lock files
 	@ruff check .
 	@ruff format --check .
 	@mypy drama
+	@bandit --quiet --configfile pyproject.toml --recursive drama containers benchmarks workflow
+	@python containers/audit.py
 	@snakefmt --check --compact-diff Snakefile workflow/rules
 	@snakemake --lint
 

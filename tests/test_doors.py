@@ -26,7 +26,6 @@ from rich.console import Console
 
 from drama.errors import LONGEST, DramaError, reason, shown
 from drama.pipeline import fingerprints
-from drama.pipeline.artifacts import evaluations
 from drama.pipeline.artifacts.crate.citation import CITATION, read_citation
 from drama.pipeline.artifacts.image import running_digest
 from drama.pipeline.artifacts.lockfile import LOCK, read_ledger
@@ -48,7 +47,6 @@ from drama.report import read_partial, read_returns
 from drama.report.contents import read_report
 from drama.report.page import _csv, _rows, _schema
 from drama.report.scores import read_baselines, read_curve
-from drama.runs import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = int(os.environ.get("DRAMA_FUZZ_CASES", "0"))
@@ -191,15 +189,9 @@ DOORS = (
     Door(Path("baselines.csv"), lambda: read_baselines(Path("baselines.csv"))),
     Door(Path("image.json"), _image),
     Door(CITATION, read_citation),
-)
-LATER = (
-    (evaluations, Door(PLAYED, lambda: evaluations_of(read_record(RECORD)))),
-    (evaluations, Door(PLAYED, _reported)),
-    (progress, Door(RUN / "status.json", _status)),
-)
-"""Doors of modules that may not read through `drama.reading` yet."""
-DOORS += tuple(
-    door for module, door in LATER if "drama.reading" in Path(module.__file__).read_text("utf-8")
+    Door(PLAYED, lambda: evaluations_of(read_record(RECORD))),
+    Door(PLAYED, _reported),
+    Door(RUN / "status.json", _status),
 )
 
 

@@ -21,6 +21,7 @@ from drama.errors import reason
 from drama.files import write_parquet
 from drama.reading import (
     DEEPEST,
+    MOST,
     parse_json,
     read_bytes,
     read_json,
@@ -138,6 +139,14 @@ def test_a_small_file_that_unpacks_to_much_is_refused_before_it_is_unpacked(tmp_
     with pytest.raises(ValueError, match=r"\d{9} bytes when it is unpacked"):
         read_table(tmp_path / "it", None)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
+
+
+def test_one_value_that_stands_for_many_rows_is_counted_for_each(tmp_path: Path) -> None:
+    row = pa.array(["x" * 2**16] * 1000).dictionary_encode()
+    pq.write_table(pa.table({"name": row.cast(pa.string())}), tmp_path / "it")
+    assert (tmp_path / "it").stat().st_size < 2**17
+    with pytest.raises(ValueError, match=f"more than {MOST} bytes when it is unpacked"):
+        read_table(tmp_path / "it", None)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,7 +11,7 @@ import io
 import re
 from contextlib import AbstractContextManager
 from typing import Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape  # nosec B406
 
 import matplotlib
 from matplotlib.axes import Axes

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from drama.errors import FileError, reason
 from drama.files import PARQUET, flatten, replacing, sha256_text, unflatten
-from drama.reading import MOST, parquet, parse_json
+from drama.reading import MOST, parquet, parse_json, unpack
 
 CHECKPOINT = "checkpoint.parquet"
 PREVIOUS = "checkpoint.previous.parquet"
@@ -234,13 +234,7 @@ def _read_tensors(path: Path, most: int) -> dict[str, Tensor]:
     """Return every tensor's dtype and shape without unpacking any."""
     try:
         with parquet(path, SCHEMA, LARGEST) as file:
-            names = range(file.metadata.num_columns - 1)  # the last column holds the bytes
-            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-            size = sum(g.column(column).total_uncompressed_size for g in groups for column in names)
-            if size > MOST:
-                raise ValueError(f"{size} bytes of names and shapes")
-            table = file.read(SCHEMA.names[:-1], use_threads=False)
-        table.validate(full=True)
+            table = unpack(file, columns=SCHEMA.names[:-1])  # all but the bytes
         tensors = {row["name"]: _checked(row["dtype"], row["shape"]) for row in table.to_pylist()}
         if len(tensors) != len(table) or None in tensors:
             raise ValueError("names that are missing or given twice")

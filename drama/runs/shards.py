@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 
 from drama.errors import FileError, reason
 from drama.files import replacing, sha256_file
-from drama.reading import parquet, parse_model
+from drama.reading import parquet, parse_model, unpack
 from drama.runs.columns import COLUMN_TYPES, Columns, check_columns
 
 FORMAT = 1
@@ -228,8 +228,7 @@ def read_shard(path: Path) -> Columns:
             rows = file.metadata.num_rows
             if not rows <= ROWS_PER_SHARD or rows * math.prod(frame_shape) > LARGEST:
                 raise ValueError(f"{rows} rows of {frame_shape}")
-            table = file.read(use_threads=False)
-        table.validate(full=True)
+            table = unpack(file, LARGEST)
         columns = _from_arrow(table, frame_shape)
         check_columns(columns, frame_shape)
     except (OSError, ValueError) as error:
