@@ -163,7 +163,7 @@ class Table:
     def read(self, step: int) -> None:
         """Take over the file's rows up to a step, where the checkpoint is older than this table.
 
-        Those of version 0.2.0 hold none, and its training tables have a column of speed as well.
+        The first checkpoints hold none, and training tables had a column of speed then.
 
         Raises:
             CheckpointError: when the file cannot be read.

@@ -617,7 +617,7 @@ def test_a_checkpoint_that_says_what_cannot_be_is_refused(
     assert said in str(refusal(late))
 
 
-def test_a_checkpoint_of_version_0_2_0_is_gone_on_from(
+def test_one_of_the_first_checkpoints_without_tables_is_gone_on_from(
     undisturbed: Workspace, late: Workspace
 ) -> None:
     checkpoint = late.folder / "checkpoint.parquet"

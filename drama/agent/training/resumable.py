@@ -40,7 +40,7 @@ from drama.runs.shards import (
 )
 
 OPTIONAL = ("generators/cuda", "replay/shards", "tables/")
-"""What a checkpoint may lack: what only a GPU has, and what version 0.2.0 did not write."""
+"""What a checkpoint may lack: what only a GPU has, and what the first ones did not hold."""
 MOST_OF_GENERATOR = 2**16
 """Bytes of a generator's state; PyTorch's has 5056."""
 MOST_OF_EMULATOR = 2**24
@@ -297,7 +297,7 @@ class ResumableRun:
             if written != len(sha256) * rows:
                 raise ValueError(f"{written} transitions in {len(sha256)} shards of {rows}")
             check_shards(self.folder / REPLAY, sha256)
-        else:  # of version 0.2.0
+        else:  # one of the first
             sha256 = checksums(self.folder / REPLAY, written // rows)
         total = written + len(state["tail"]["step"])
         first = max(0, total - self.buffer.capacity)
