@@ -25,7 +25,7 @@ def campaign(**overrides: Any) -> Campaign:
 
 def frozen(made: Campaign) -> dict[str, str]:
     files = (path for path in made.folder.rglob("*") if path.is_file())
-    return {path.relative_to(made.folder).as_posix(): path.read_text() for path in files}
+    return {path.relative_to(made.folder).as_posix(): path.read_bytes().decode() for path in files}
 
 
 def test_what_is_frozen_is_all_that_jobs_need(workspace: Workspace) -> None:
