@@ -119,6 +119,8 @@ def reason(error: BaseException) -> str:
             return "it does not have the form that it should"
         case RecursionError():
             return "nested too deeply"
+        case SystemError():  # of an exception in C++ that Python does not know
+            return "a library could not take what it holds"
         case MemoryError():
             return f"out of memory. {error}".removesuffix(". ")
     return " ".join(str(error).split()) or type(error).__name__

@@ -161,3 +161,25 @@ def test_the_same_command_ends_with_the_same_bytes(
     assert what_is_left(root) == undisturbed_catch.left[case.command]
     record_property("kind", case.kind)
     record_property("codes", [ended.code for ended in sittings[:-1] if ended.struck])
+
+
+@pytest.mark.parametrize(
+    ("command", "crowded", "named"),
+    [
+        ("train", 24, "cpu: CUDA out of memory"),
+        ("train", 25, "can't allocate memory: you tried to allocate"),
+        ("evaluate", 2, "cpu: CUDA out of memory"),
+    ],
+)
+def test_a_device_without_memory_is_named_and_the_same_command_goes_on(
+    undisturbed_catch: Undisturbed, tmp_path: Path, command: Command, crowded: int, named: str
+) -> None:
+    case = Case(0, "memory", command, (Fault(crowded=crowded),))
+    root = tmp_path / "project"
+    shutil.copytree(undisturbed_catch.before[command], root)
+    struck, last = given_again(root, case)
+    check_ended(struck)
+    assert struck.code == FAILED and last.code == 0
+    said = struck.output.splitlines()[-1]
+    assert said.startswith(str(RUN)) and named in said and said.endswith("same command goes on")
+    assert what_is_left(root) == undisturbed_catch.left[command]

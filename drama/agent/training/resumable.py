@@ -220,7 +220,10 @@ class ResumableRun:
         path = self.folder / CHECKPOINT
         try:
             self.load_state_dict(state)
-        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            KeyError, OverflowError, RuntimeError, TypeError, ValueError,
+            SystemError,  # ale-py's, of an emulator that is none
+        ) as error:  # fmt: skip
             raise does_not_fit(path, reason(error)) from error
         if name := self.not_finite():
             raise CheckpointError(
