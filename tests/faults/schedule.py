@@ -76,7 +76,8 @@ def _fault(
         case "stop":
             return Fault(event, when, signals=signals)
         case "error":
-            return Fault(event, "half", share, error=chance.choice(ERRORS))
+            error, lasts = chance.choice(ERRORS), chance.random() < 0.5
+            return Fault(event, "half", share, error=error, lasts=lasts)
         case "moment":
             kills = chance.random() < 0.5
             after = chance.uniform(0, seconds)

@@ -7,6 +7,7 @@ or when a share of the bytes is written. So the same number strikes at the same 
 
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
@@ -39,6 +40,7 @@ class Fault:
         share: of the file's bytes that are left.
         signals: which the process gets, one after another.
         error: which the system answers with, an errno; the event then does not happen, or in part.
+        lasts: whether the system answers so to everything that writes from then on.
         seconds: after which the signals come, whatever happens then, instead of at an event.
         clock: seconds by which the clock is wrong all the time.
         poisoned: step whose frames turn into NaN on their way into the encoder.
@@ -51,6 +53,7 @@ class Fault:
     share: float = 0.5
     signals: tuple[int, ...] = ()
     error: int | None = None
+    lasts: bool = False
     seconds: float | None = None
     clock: float = 0.0
     poisoned: int | None = None
@@ -177,7 +180,7 @@ class Events:
         name = re.sub(r"\.[0-9a-f]{8}\.part$", ".part", path.name) if path else ""
         label, fault = f"{number} {kind} {name}".strip(), self.fault
         self.note(label)
-        if number != fault.event or fault.seconds is not None:
+        if not self._strikes(number, kind):
             return action()
         if fault.when == "after" and fault.error is None:
             result = action()
@@ -189,6 +192,14 @@ class Events:
                 os.truncate(growing, int(found.st_size * fault.share))
         self.strike(f"{fault.when} {label}", path if named else None)
         return result if fault.when == "after" else action()
+
+    def _strikes(self, number: int, kind: str) -> bool:
+        fault = self.fault
+        if fault.event is None or number <= fault.event or not fault.lasts:
+            return number == fault.event
+        if fault.error in (errno.ENOSPC, errno.EDQUOT):  # there is room for taking away
+            return kind.startswith(("open", "write", "fsync", "mkdir"))
+        return kind not in ("step", "round")
 
     def strike(self, place: str, path: Path | None = None) -> None:
         self.note(f"STRUCK {place}")
