@@ -2,8 +2,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-whole test-cluster bench lint format learn container lock \
-  schemas clean
+.PHONY: help setup demo test test-whole test-faults test-cluster bench lint format learn container \
+  lock schemas clean
 
 PYTHON ?= python3
 # What `make container` builds: cuda, or cpu.
@@ -55,6 +55,10 @@ test: lint ## check style and types, then run the tests but those of whole proje
 
 test-whole: setup ## whole projects: Snakemake, DVC, every command that the documents show
 	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadgroup -m whole
+
+test-faults: setup ## real runs, killed and starved at 300 moments; damaged files by the thousand; hours
+	@DRAMA_FAULT_CASES=300 DRAMA_FUZZ_CASES=10000 OMP_NUM_THREADS=1 \
+	  pytest -q -n 2 tests/faults tests/test_doors.py
 
 test-cluster: setup ## real Slurm, Apptainer and ssh, with kills; needs root on Debian 12
 	@tests/cluster/install

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import ale_py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -40,6 +41,7 @@ ERRORS: list[tuple[Callable[[Path], object], str]] = [
     (lambda p: json.loads("[" * 200_000), "nested too deeply"),
     (lambda p: np.zeros(10**15), "out of memory. Unable to allocate 7.11 PiB"),
     (lambda p: _fail(MemoryError()), "out of memory"),
+    (lambda p: ale_py.ALEState(b"none"), "a library could not take what it holds"),
     (lambda p: _fail(ValueError("two\n  lines")), "two lines"),
     (lambda p: _fail(ConfigurationError("key = 1: too few")), "key = 1: too few"),
     (lambda p: _fail(AssertionError()), "AssertionError"),

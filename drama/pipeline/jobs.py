@@ -17,7 +17,7 @@ from drama.agent.settings import Backend
 from drama.agent.training.loop import train
 from drama.agent.training.resumable import TrainingFailed
 from drama.agent.training.runtime import Runtime
-from drama.errors import FAILED_FOR_GOOD, ConfigurationError, DramaError
+from drama.errors import FAILED_FOR_GOOD, ConfigurationError, DramaError, cut
 from drama.pipeline.artifacts.agents import agent_of
 from drama.pipeline.artifacts.evaluations import note_evaluation, vouching
 from drama.pipeline.artifacts.image import running_digest
@@ -59,6 +59,10 @@ KEPT_ALTOGETHER = 2**30
 
 class RunIncomplete(DramaError):
     """A run that is not trained to its end."""
+
+
+class DeviceFailed(DramaError):
+    """A device that has no memory left, or failed; what was saved is as it was."""
 
 
 def say(text: str) -> None:
@@ -105,6 +109,7 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
         RunIncomplete: when it goes on from another run, and that one's checkpoint is not here.
         Stopped: when it was asked to stop; the same call goes on.
         TrainingFailed, CheckpointError: when it cannot go on.
+        DeviceFailed: when there is not enough memory.
     """
     with locked(run.folder):
         if _is_recorded(run):
@@ -114,7 +119,7 @@ def train_run(run: RunFiles, runtime: Runtime) -> None:
         _check_taken_over(run)
         if orphan := unplanned(run):
             say(orphan)
-        with _noting_failure(run):
+        with _noting_failure(run), _naming_device(run, runtime.device):
             _train_and_record(run, runtime)
 
 
@@ -169,6 +174,22 @@ def _noting_failure(run: RunFiles) -> Iterator[None]:
             with suppress(OSError):  # a full disk must not hide the error
                 Status.failed(run.folder / STATUS, run.fingerprint, steps, error)
         raise
+
+
+@contextmanager
+def _naming_device(run: RunFiles, device: torch.device) -> Iterator[None]:
+    """Have words for what PyTorch raises where a device cannot go on; a later try may succeed."""
+    try:
+        yield
+    except RuntimeError as error:
+        of_gpu = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
+        if not of_gpu and "can't allocate memory" not in str(error):
+            raise
+        said = cut(str(error).split("\n")[0].removesuffix("."), 300)
+        raise DeviceFailed(
+            f"{run.folder}: {device}: {said}. What was saved is as it was; end what else uses this "
+            "device, or name another, and the same command goes on"
+        ) from error
 
 
 def unplanned(run: RunFiles) -> str:
@@ -239,12 +260,13 @@ def evaluate_run(
         RunIncomplete: when the run is not whole.
         CheckpointError, WeightsError: when its checkpoint, or weights in its place, are damaged.
         NotFetched: when neither is here and the checkpoint cannot be fetched from DVC.
+        DeviceFailed: when there is not enough memory.
         Stopped: when it was asked to stop; the same call goes on.
     """
     torch.set_num_threads(threads)
     if not is_whole(run.folder, run.fingerprint):
         raise RunIncomplete(f"{run.folder}: not trained to its end; `drama train {run.path}`")
-    with locked(run.folder):
+    with locked(run.folder), _naming_device(run, device):
         make_current(run.folder, run.fingerprint)
         if evaluation.path.exists():
             note_evaluation(evaluation.path)

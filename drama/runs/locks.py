@@ -122,8 +122,8 @@ class _Look:
         """Say whether the lock is held."""
         if self.flocked or self.silence >= SILENCE:
             return bool(self.flocked)
-        if self.holder is None:
-            return True  # it was created just now
+        if self.holder is None:  # created just now, or left by one that was killed just then
+            return abs(self.silence) < DOUBT
         if self.holder.host == platform.node():
             return self.flocked is None and _is_process(self.holder.process)
         if not self.holder.since:

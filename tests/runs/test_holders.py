@@ -116,6 +116,17 @@ def test_a_killed_holder_on_this_node_is_dead_at_once(folder: Path) -> None:
     assert not is_busy(folder)
 
 
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("silence", [31, -3600], ids=["waited", "clock set back"])
+def test_who_is_killed_while_taking_the_lock_keeps_nobody_waiting_for_long(
+    folder: Path, silence: float
+) -> None:
+    leave(folder, 1, text="")
+    assert is_busy(folder), "its holder may just be writing its name"
+    leave(folder, silence, text="")
+    assert not is_busy(folder)
+
+
 def _count(folder: Path, turns: Any) -> None:
     mark = folder.parent / "mark"
     for _ in range(3):
