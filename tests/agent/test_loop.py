@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -24,6 +25,7 @@ from drama.agent.training.loop import Trainer
 from drama.agent.training.resumable import TrainingFailed
 from drama.agent.training.runtime import Runtime
 from drama.errors import DramaError
+from drama.files import flatten
 from drama.pipeline.recipes import read_recipe
 from drama.runs.checkpoint import PREVIOUS, load_checkpoint, save_checkpoint
 from drama.runs.folder import make_current, write_record
@@ -171,6 +173,42 @@ def test_a_stopped_run_with_everything_that_is_off_by_default_ends_with_the_same
     lost = np.flatnonzero(columns["life_lost"])
     assert len(lost) >= 2 and set(lost) - {TOTAL_STEPS - 1} <= set(ended)
     assert not columns["terminated"][lost].all(), "no game went on that was not let go on"
+
+
+OTHERWISE = """
+from drama.agent.training import resumable
+resumable.ROWS_PER_SHARD = 23
+from drama.cli import main
+main()
+"""
+
+
+def test_neither_hash_seed_nor_shards_nor_checkpoints_change_what_is_learned(
+    undisturbed: Workspace, workspace: Workspace
+) -> None:
+    command = ["train", str(workspace.recipe), "--device", "cpu", "--checkpoint-every", "11"]
+    subprocess.run(
+        [sys.executable, "-c", OTHERWISE, *command],
+        cwd=workspace.root, env=os.environ | {"PYTHONHASHSEED": "4242"}, check=True,
+    )  # fmt: skip
+    both = [each.result() for each in (undisturbed, workspace)]
+    assert "part-00006.parquet" in both[1]
+    for name in ("training.parquet", "episodes.parquet"):
+        assert both[0][name] == both[1][name]
+    fingerprint = read_recipe(workspace.recipe).fingerprint
+    states = [
+        load_checkpoint(each.folder / "checkpoint.parquet", fingerprint)
+        for each in (undisturbed, workspace)
+    ]
+    for name in ("shards", "rows_in_shards", "tail"):
+        for state in states:
+            del state["replay"][name]
+    first, second = map(flatten, states)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        other = second[name]
+        same = value.tobytes() == other.tobytes() if hasattr(value, "tobytes") else value == other
+        assert same, name
 
 
 @pytest.mark.parametrize("name", ["xs-as-published", "xs-exempt-decay"])
