@@ -308,7 +308,7 @@ def _frame_shape(path: Path, schema: Any) -> tuple[int, int, int]:
         raise ShardError(
             f"Replay shard {path} has format {metadata.format}; this version reads {FORMAT}."
         )
-    if not schema.equals(pa.schema(_FIELDS)):
+    if len(metadata.frame_shape) != 3 or not schema.equals(pa.schema(_FIELDS)):
         raise ShardError(f"Replay shard {path} has other fields than format {FORMAT}. {_ADVICE}")
     height, width, channels = metadata.frame_shape
     return height, width, channels

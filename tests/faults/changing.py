@@ -88,7 +88,9 @@ def _rarely(chance: random.Random) -> bool:
 
 
 def _scalars(chance: random.Random, header: Header, rows: Rows) -> None:
-    said = header["scalars"] if not _rarely(chance) else header
+    said = header["scalars"]
+    if _rarely(chance) or not said or not isinstance(said, dict):
+        said = header
     name = chance.choice(sorted(said))
     value = said[name]
     if chance.random() < 0.5 and isinstance(value, (int, float)):
@@ -229,10 +231,10 @@ def _changed_column(chance: random.Random, table: pa.Table) -> pa.Table:
     given = None if how == "missing" else chance.choice((*NUMBERS, *AMOUNTS))
     values[row] = given
     try:
-        column = pa.array(values, field.type)
-    except (pa.ArrowException, OverflowError, TypeError):
-        column = pa.array([str(value) for value in values])
-    return table.set_column(place, field.name, column)
+        field = field.with_nullable(field.nullable or given is None)
+        return table.set_column(place, field, [pa.array(values, field.type)])
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return table.set_column(place, field.name, [[str(value) for value in values]])
 
 
 def change_emulator(chance: random.Random, folder: Path) -> None:
