@@ -162,7 +162,7 @@ def test_training_and_evaluation_use_what_was_chosen(
     evaluation.path.unlink()
     monkeypatch.setattr(kernels, "choose", lambda *_: kernels.Choice("mamba_ssm", "a test"))
     seen: list[Agent] = []
-    monkeypatch.setattr(jobs, "play", lambda agent, *_: seen.append(agent) or 1 / 0)
+    monkeypatch.setattr(jobs, "play_on", lambda agent, *_: seen.append(agent) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         jobs.evaluate_run(run, evaluation, CPU, threads=1)
     trainer = Trainer(run.recipe, run.fingerprint, tmp_path, Runtime(CPU, 1, 1))
