@@ -21,6 +21,9 @@ from drama.reading import open_regular
 ABANDONED = 86_400.0
 """Seconds after which a temporary file counts as left behind where no lock can tell."""
 
+_OURS: set[Path] = set()
+"""Temporary files of this process, whose locks go when something else replaces them."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -36,6 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, deep=False)
         temporary, descriptor = _create_beside(path)
+        _OURS.add(temporary)
         try:
             yield temporary
             with temporary.open("rb+") as file:  # which may be another one by now
@@ -46,6 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
         finally:
+            _OURS.discard(temporary)
             os.close(descriptor)
     except OSError as error:
         # PyArrow names no file, and the temporary one says nothing to anybody.
@@ -82,7 +87,7 @@ def remove_leftovers(folder: Path, *, deep: bool = True) -> None:
     """
     for leftover in folder.rglob(".*.part") if deep else folder.glob(".*.part"):
         with suppress(OSError):  # gone meanwhile, or not ours to remove
-            if leftover.is_file() and _is_abandoned(leftover):
+            if leftover not in _OURS and leftover.is_file() and _is_abandoned(leftover):
                 leftover.unlink()
 
 

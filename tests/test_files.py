@@ -72,6 +72,18 @@ def test_what_the_dead_left_beside_a_file_goes_when_the_next_is_written(tmp_path
         assert temporary.exists(), "what somebody writes just now is not left behind"
 
 
+def test_a_temporary_file_may_be_replaced_by_who_fills_it(tmp_path: Path) -> None:
+    """As Apptainer and DVC do; nothing that is written beside it takes it for left behind."""
+    path = tmp_path / "image.sif"
+    with replacing(path) as temporary:
+        (tmp_path / "made").write_text("whole")
+        os.replace(tmp_path / "made", temporary)
+        write_text(tmp_path / "note.json", "{}")
+        remove_leftovers(tmp_path)
+    assert path.read_text() == "whole"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["image.sif", "note.json"]
+
+
 @pytest.mark.parametrize("named", [True, False], ids=["by the system", "by a library"])
 def test_a_full_disk_names_the_file(tmp_path: Path, named: bool) -> None:
     path = tmp_path / "file.txt"
