@@ -43,7 +43,7 @@ class Job:
         return False
 
     def status(self, **said: object) -> None:
-        of_the_run = {"fingerprint": "abc", "state": "failed", "step": 1, "total_steps": 2}
+        of_the_run = {"fingerprint": "a" * 64, "state": "failed", "step": 1, "total_steps": 2}
         Path(self.output[0]).with_name("status.json").write_text(json.dumps(of_the_run | said))
 
 
