@@ -21,6 +21,7 @@ from drama.pipeline.extensions import extend
 from drama.pipeline.jobs import RunIncomplete
 from drama.pipeline.recipes import read_evaluation_recipe, read_recipe
 from drama.runs.folder import make_current, superseded
+from drama.runs.progress import Status
 
 pytestmark = pytest.mark.whole
 
@@ -231,7 +232,7 @@ def test_a_begun_longer_run_needs_the_finished_ones_files_no_more(finished: Work
 def test_another_run_in_its_place_makes_way(finished: Workspace) -> None:
     workspace = Longer(finished.root)
     workspace.folder.mkdir(parents=True)
-    (workspace.folder / "status.json").write_text(json.dumps({"fingerprint": "a" * 64}))
+    Status("a" * 64, "stopped", 1, 160).write(workspace.folder / "status.json")
     longer = extend(finished.recipe, STEPS)
     aside = superseded(longer.folder, "a" * 64)
     assert [path.name for path in aside.iterdir()] == ["status.json"]
