@@ -44,7 +44,6 @@ from drama.runs.folder import (
     is_whole,
     locked,
     make_current,
-    trace_of_steps,
     write_record,
 )
 from drama.runs.progress import Status
@@ -211,7 +210,8 @@ def unplanned(run: RunFiles) -> str:
 
 def _check_taken_over(run: RunFiles) -> None:
     """Refuse to begin at step 0 what goes on from another run."""
-    if run.recipe.ancestor is None or trace_of_steps(run.folder):
+    kept = any((run.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
+    if run.recipe.ancestor is None or kept:
         return
     steps = run.recipe.settings.training.total_steps
     raise RunIncomplete(
