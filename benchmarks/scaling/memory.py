@@ -23,7 +23,7 @@ from drama.runs.folder import CHECKPOINT, STATUS
 from drama.runs.progress import Reporter, Status
 from scaling.replay import fill
 
-FINGERPRINT = "benchmark"
+FINGERPRINT = "0" * 64
 GPU_LIMIT = 8 * 1024
 """MiB on a GPU."""
 
