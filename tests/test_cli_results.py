@@ -45,7 +45,7 @@ def test_check_asks_for_a_bound_and_a_report(drama: Command, tmp_path: Path) -> 
     assert code == 1
     assert "scores.parquet: no scores there (not found). `drama report" in errors
     for table, said in (
-        (pa.table({"game": ["Pong"], "seed": [0]}), "something is missing in it: mean_return"),
+        (pa.table({"game": ["Pong"], "seed": [0]}), "mean_return: missing"),
         (pa.table({"game": [], "seed": [], "mean_return": []}), "it lists no run"),
         (pa.table({"game": ["Pong"], "seed": [0], "mean_return": [None]}), "form"),
     ):
