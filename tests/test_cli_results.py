@@ -47,7 +47,7 @@ def test_check_asks_for_a_bound_and_a_report(drama: Command, tmp_path: Path) -> 
     for table, said in (
         (pa.table({"game": ["Pong"], "seed": [0]}), "mean_return: missing"),
         (pa.table({"game": [], "seed": [], "mean_return": []}), "it lists no run"),
-        (pa.table({"game": ["Pong"], "seed": [0], "mean_return": [None]}), "should be a valid number"),
+        (pa.table({"game": ["Pong"], "seed": [0], "mean_return": [None]}), "a valid number"),
     ):
         write_parquet(tmp_path / "report/scores.parquet", table)
         code, _, errors = drama("check", str(tmp_path), "--mean-below", "1")
