@@ -13,11 +13,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 MOST = 16 * 2**20
 """Bytes of a text file, and of a table when it is unpacked, unless the reader knows better."""
@@ -31,6 +31,9 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256, as files name it."""
 
 Model = TypeVar("Model", bound=BaseModel)
 Kind = TypeVar("Kind")

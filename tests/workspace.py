@@ -186,14 +186,8 @@ class Command:
         return code, captured.out, captured.err
 
 
-def _drama(
-    root: Path,
-    arguments: tuple[str, ...],
-    output: Path,
-    moment: Moment | None,
-    file_limit: int | None,
-) -> None:
-    """Become the `drama` command, in the child process."""
+def settle(root: Path, arguments: tuple[str, ...], output: Path) -> None:
+    """Have this process, a child, be a call of `drama` in a folder; what it says goes to a file."""
     import torch
 
     os.chdir(root)
@@ -203,6 +197,17 @@ def _drama(
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
     sys.argv = ["drama", *arguments]
+
+
+def _drama(
+    root: Path,
+    arguments: tuple[str, ...],
+    output: Path,
+    moment: Moment | None,
+    file_limit: int | None,
+) -> None:
+    """Become the `drama` command, in the child process."""
+    settle(root, arguments, output)
     if isinstance(moment, AtStep):
         _strike_at_step(moment)
     elif isinstance(moment, AtWrite):

@@ -19,7 +19,7 @@ from drama.agent.training.resumable import TrainingFailed
 from drama.agent.training.runtime import Runtime
 from drama.errors import FAILED_FOR_GOOD, ConfigurationError, DramaError, cut
 from drama.pipeline.artifacts.agents import agent_of
-from drama.pipeline.artifacts.evaluations import note_evaluation, vouching
+from drama.pipeline.artifacts.evaluations import Evaluation, note_evaluation, vouching
 from drama.pipeline.artifacts.image import running_digest
 from drama.pipeline.artifacts.records import Damaged, RecordedRun, read_record
 from drama.pipeline.artifacts.store import fetch
@@ -273,28 +273,7 @@ def evaluate_run(
             KeptEpisodes.beside(evaluation.path).unlink(missing_ok=True)
             say(f"{evaluation.path}: there already")
             return evaluation.path
-        choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
-        say(f"Sequence backend: {choice}")
-        recorded = read_record(run.record)
-        _fetch_checkpoint(recorded)
-        agent, source = agent_of(recorded, device)
-        if source.name != CHECKPOINT:
-            say(f"{source}: plays, since {CHECKPOINT} is not here")
-        use_backend(agent, choice)
-        origin = {
-            "run": run.fingerprint,
-            "fingerprint": evaluation.fingerprint,
-            "device": device_name(device),
-            "backend": choice.name,
-        }
-        kept = KeptEpisodes(evaluation.path, origin | {"threads": threads})
-        episodes = play_on(agent, run.recipe, evaluation.settings, kept)
-        rows = [episode.row() for episode in episodes]
-        header = describe(episodes, run.recipe) | origin
-        header["settings"] = evaluation.settings.model_dump()
-        write_evaluation(evaluation.path, rows, vouching(header, rows))
-        written = note_evaluation(evaluation.path, played_now=True)
-        kept.path.unlink(missing_ok=True)
+        written = _play_and_write(run, evaluation, device, threads, backend)
     say(f"{evaluation.path}: {written.score}")
     for played in written.played.values():
         if played is not written.score:
@@ -302,6 +281,39 @@ def evaluate_run(
         if warning := played.warning():
             say(f"Warning: {warning}")
     return evaluation.path
+
+
+def _play_and_write(
+    run: RunFiles,
+    evaluation: EvaluationFiles,
+    device: torch.device,
+    threads: int,
+    backend: Backend,
+) -> Evaluation:
+    """Play a whole run's episodes, but for those that were kept, and write their file and note."""
+    choice = kernels.choose(backend, device, run.recipe.settings.sequence_model)
+    say(f"Sequence backend: {choice}")
+    recorded = read_record(run.record)
+    _fetch_checkpoint(recorded)
+    agent, source = agent_of(recorded, device)
+    if source.name != CHECKPOINT:
+        say(f"{source}: plays, since {CHECKPOINT} is not here")
+    use_backend(agent, choice)
+    origin = {
+        "run": run.fingerprint,
+        "fingerprint": evaluation.fingerprint,
+        "device": device_name(device),
+        "backend": choice.name,
+    }
+    kept = KeptEpisodes(evaluation.path, origin | {"threads": threads})
+    episodes = play_on(agent, run.recipe, evaluation.settings, kept)
+    rows = [episode.row() for episode in episodes]
+    header = describe(episodes, run.recipe) | origin
+    header["settings"] = evaluation.settings.model_dump()
+    write_evaluation(evaluation.path, rows, vouching(header, rows))
+    written = note_evaluation(evaluation.path, played_now=True)
+    kept.path.unlink(missing_ok=True)
+    return written
 
 
 def _fetch_checkpoint(run: RecordedRun) -> None:

@@ -17,16 +17,16 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from drama.errors import FileError, reason
 from drama.files import PARQUET, flatten, replacing, sha256_text, unflatten
-from drama.reading import MOST, parquet, parse_json, unpack
+from drama.reading import MOST, Fingerprint, parquet, parse_json, unpack
 
 CHECKPOINT = "checkpoint.parquet"
 PREVIOUS = "checkpoint.previous.parquet"
@@ -76,9 +76,9 @@ class _Header(BaseModel):
     model_config = ConfigDict(strict=True)
 
     format: Literal[1]
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    fingerprint: Fingerprint
     scalars: dict[str, Any]
-    rows_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    rows_sha256: Fingerprint
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -96,24 +96,26 @@ def save_checkpoint(path: Path, fingerprint: str, state: dict[str, Any]) -> None
         OSError: when it cannot be written; both files are as they were.
         CheckpointDamaged: when what was written does not read back.
     """
+    with replacing(path) as temporary:
+        pq.write_table(_table(fingerprint, state), temporary, **PARQUET, use_dictionary=False)
+        load_checkpoint(temporary, fingerprint, part="nothing")
+        _keep_previous(path)
+
+
+def _table(fingerprint: str, state: dict[str, Any]) -> pa.Table:
+    """Return a state as a checkpoint's rows, and its header as their metadata."""
     rows: list[dict[str, Any]] = []
     scalars: dict[str, Any] = {}
+    digest = hashlib.sha256()
     for name, value in flatten(state).items():
         if hasattr(value, "detach"):  # a tensor; PyTorch itself is not needed here
             value = value.detach().cpu().numpy()
-        if isinstance(value, np.ndarray):
-            rows.append(
-                {
-                    "name": name,
-                    "dtype": value.dtype.str,
-                    "shape": list(value.shape),
-                    "bytes": np.ascontiguousarray(value).tobytes(),
-                }
-            )
-        else:
+        if not isinstance(value, np.ndarray):
             scalars[name] = value
-    digest = hashlib.sha256()
-    for row in rows:
+            continue
+        content = np.ascontiguousarray(value).tobytes()
+        row = {"name": name, "dtype": value.dtype.str, "shape": [*value.shape], "bytes": content}
+        rows.append(row)
         _add(digest, **row)
     header = json.dumps(
         {
@@ -126,11 +128,7 @@ def save_checkpoint(path: Path, fingerprint: str, state: dict[str, Any]) -> None
     )
     # Parquet's own checksums cover neither metadata nor the headers of pages.
     schema = SCHEMA.with_metadata({METADATA: header, CHECKSUM: sha256_text(header)})
-    with replacing(path) as temporary:
-        table = pa.Table.from_pylist(rows, schema)
-        pq.write_table(table, temporary, **PARQUET, use_dictionary=False)
-        load_checkpoint(temporary, fingerprint, part="nothing")
-        _keep_previous(path)
+    return pa.Table.from_pylist(rows, schema)
 
 
 def _keep_previous(path: Path) -> None:

@@ -30,7 +30,7 @@ from rich.text import Text
 
 from drama.errors import DramaError
 from drama.files import write_json
-from drama.reading import parse_kind, read_bytes
+from drama.reading import Fingerprint, parse_kind, read_bytes
 
 LINE_SECONDS = 30.0
 STATUS_SECONDS = 10.0
@@ -71,7 +71,7 @@ class Status:
         permanent: whether it failed in a way that trying again would not change.
     """
 
-    fingerprint: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    fingerprint: Fingerprint | Literal[""]
     state: Literal["running", "stopped", "done", "failed"]
     step: Steps
     total_steps: Steps

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from workspace import settle
+
 SECONDS = 240
 """What a sitting may take on a slow machine, and a lock left by a killed process with it."""
 OUT_OF_MEMORY = (
@@ -120,15 +122,7 @@ class Sitting:
 
 def _sit(root: Path, arguments: tuple[str, ...], fault: Fault, output: Path, log: Path) -> None:
     """Become the `drama` command, in the child process."""
-    import torch
-
-    os.chdir(root)
-    torch.set_num_threads(1)
-    with output.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
-    sys.argv = ["drama", *arguments]
+    settle(root, arguments, output)
     events = Events(root, log, fault)
     _count_writes(events)
     _count_steps(events, fault)

@@ -26,7 +26,6 @@ from drama.pipeline.recipes import results_of, shortened
 from drama.reading import read_model
 from drama.runs.folder import CHECKPOINT, SHORT, SUPERSEDED, short_commit
 
-Sha256 = Fingerprint
 FILES = r"^((checkpoint|episodes|training)\.parquet|replay/part-[0-9]{5,9}\.parquet)$"
 """What a run records; no record names a file elsewhere."""
 
@@ -48,7 +47,7 @@ class Artifact(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     path: Annotated[str, Field(pattern=FILES)]
-    sha256: Sha256
+    sha256: Fingerprint
     bytes: Bytes
 
 
@@ -67,7 +66,7 @@ class Record(BaseModel):
         tuple[Artifact, ...], Field(max_length=100_000), AfterValidator(_each_once)
     ]
     format: Literal[1]
-    fingerprint: Sha256
+    fingerprint: Fingerprint
     recipe: dict[str, Any]
     versions: Annotated[dict[Library, Version], Field(max_length=100)]
     device: Device
@@ -76,7 +75,7 @@ class Record(BaseModel):
     steps: Count
     git_commit: Commit | None
     finished: Time
-    image: Sha256 | None = None
+    image: Fingerprint | None = None
 
 
 @dataclass(frozen=True)

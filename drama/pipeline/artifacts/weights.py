@@ -23,10 +23,10 @@ from safetensors.numpy import save
 
 from drama.agent.behaviour.agent import Agent
 from drama.agent.evaluation import build_agent, new_agent
-from drama.agent.settings import Frozen, Recipe
+from drama.agent.settings import Fingerprint, Frozen, Recipe
 from drama.errors import DramaError, cut, reason
 from drama.files import canonical_json, replacing, sha256_text
-from drama.pipeline.artifacts.records import OtherCode, RecordedRun, Sha256, known_recipe
+from drama.pipeline.artifacts.records import OtherCode, RecordedRun, known_recipe
 from drama.pipeline.layers import few
 from drama.pipeline.names import Commit
 from drama.reading import open_regular, parse_json
@@ -68,11 +68,11 @@ class Metadata(Frozen):
 
     format: Literal["1"]
     recipe: Annotated[str, Field(max_length=1 << 16)]
-    fingerprint: Sha256
-    checkpoint_sha256: Sha256
+    fingerprint: Fingerprint
+    checkpoint_sha256: Fingerprint
     git_commit: Commit | Literal[""]
     versions: Annotated[str, Field(max_length=1 << 14)]
-    sha256: Sha256
+    sha256: Fingerprint
 
 
 @dataclass(frozen=True)
