@@ -89,13 +89,13 @@ class KeptEpisodes:
         self._saved = self._saved and not episodes
         if time.monotonic() >= self._due:
             self.save()
-            self._due = time.monotonic() + KEEP_SECONDS
 
     def save(self) -> None:
         """Have what is kept on disk."""
         if not self._saved:
             write_json(self.path, {**vouching(self.origin, self.rows), "rows": self.rows})
             self._saved = True
+            self._due = time.monotonic() + KEEP_SECONDS
 
 
 def play_on(
