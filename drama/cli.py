@@ -111,13 +111,13 @@ def train(
     checkpoint_every: options.CheckpointEvery = None,
     plain: options.Plain = False,
     steps: options.TotalSteps = None,
+    deterministic: options.Deterministic = False,
 ) -> None:
     """Train a recipe's run; given again, it goes on where it stopped.
 
     Everything goes to `results/<preset>/runs/<Game>/seed<k>/`; `run-<fingerprint>.json` is written
     last and says that the run is whole. SIGTERM, SIGHUP and Ctrl-C save and exit with code 75.
-    Another run found in the folder is moved to `results/<preset>/superseded/` as this one begins,
-    never overwritten.
+    Another run found in the folder is moved to `results/<preset>/superseded/`, never overwritten.
 
     With `--steps`, a finished run goes on: as another run, with a recipe and a fingerprint of its
     own, in `results/<preset>-to<steps>/`. The finished one stays as it is.
@@ -132,7 +132,8 @@ def train(
         from drama.agent.training.runtime import Runtime
         from drama.pipeline.jobs import train_run
 
-        train_run(files, Runtime(gpus.choose(device), threads, checkpoint_every, plain, backend))
+        play_on = gpus.choose(device, deterministic)
+        train_run(files, Runtime(play_on, threads, checkpoint_every, plain, backend))
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -141,15 +142,15 @@ def evaluate(
     device: options.Device = "auto",
     backend: options.BackendName = "auto",
     threads: options.Threads = 1,
+    deterministic: options.Deterministic = False,
 ) -> None:
     """Score a trained run by episodes that it plays; given again, it goes on where it stopped.
 
     `seed<k>.evaluation.json` beside the recipe says how: greedy or sampled actions, or both, and
     how many episodes; `drama plan` writes it from the section `evaluation` of the preset.
 
-    Writes one row per episode to `evaluation-<fingerprint>.parquet` in the run's folder and prints
-    the mean return and how many episodes are different: where the game itself is not random, they
-    differ only by their first action and the agent's random numbers.
+    Writes one row per episode to `evaluation-<fingerprint>.parquet` in the run's folder, prints the
+    mean return and how many episodes differ: often only by first action and the agent's chance.
 
     A whole run of earlier code with the recipe's settings is scored in its place, by today's code.
     """
@@ -157,7 +158,7 @@ def evaluate(
         from drama.pipeline.jobs import evaluate_run, find_scored
 
         files, evaluation = find_scored(recipe)
-        evaluate_run(files, evaluation, gpus.choose(device), threads, backend)
+        evaluate_run(files, evaluation, gpus.choose(device, deterministic), threads, backend)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -279,8 +280,7 @@ def verify(
 
         torch.set_num_threads(threads)
         records = find_records(runs)
-        play_on = gpus.choose(device)
-        failed = 0
+        failed, play_on = 0, gpus.choose(device)
         for record in records:
             verdict = verify_run(record, play_on, play_again=not files_only, episodes=episodes)
             failed += not verdict.holds

@@ -180,6 +180,13 @@ Plain = Annotated[
         help="Take the plain path, with backend torch: slower, the same but for rounding.",
     ),
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Have a GPU add in a fixed order, for the same bytes each time; slower.",
+    ),
+]
 TotalSteps = Annotated[
     int | None,
     typer.Option(

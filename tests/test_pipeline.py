@@ -213,6 +213,18 @@ def test_a_rules_wording_touches_nothing(project: Project) -> None:
     assert project.planned() == set()
 
 
+def test_a_fixed_order_is_asked_of_jobs_that_compute_and_makes_no_other_run(
+    project: Project,
+) -> None:
+    assert not project.planned()
+    project.append("config/quick.yaml", "\ndeterministic: true\n")
+    assert not project.planned()
+    printed = project.run(*SNAKEMAKE, "-n", "-p", "--forceall")
+    commands = re.findall(r"drama (train|evaluate|report) .*", printed)
+    ordered = re.findall(r"drama (train|evaluate) .* --deterministic --threads 1 ", printed)
+    assert ordered and sorted(ordered) == sorted(c for c in commands if c != "report")
+
+
 def test_a_lost_evaluation_is_made_again(project: Project) -> None:
     (lost,) = project.results("runs/Pong/seed0/evaluation-*.parquet")
     before = lost.read_bytes()

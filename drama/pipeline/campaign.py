@@ -58,6 +58,7 @@ class Document(Frozen):
     format: Literal[1]
     device: Device
     backend: Backend
+    deterministic: bool = False
     image: Annotated[str, Field(pattern=IMAGE)] | None
     runs: Annotated[tuple[tuple[Game, Seed], ...], Field(min_length=1, max_length=100_000)]
 
@@ -229,6 +230,7 @@ def new_campaign(
         format=1,
         device=wanted.device,
         backend=wanted.backend,
+        deterministic=wanted.deterministic,
         image=image,
         runs=asked,
     )

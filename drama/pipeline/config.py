@@ -92,6 +92,7 @@ class Experiment(Frozen):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda"]
     backend: Backend = "auto"
+    deterministic: bool = False
     runs_per_gpu: Annotated[int, Field(ge=1, le=100)] = 1
     report_after: Literal["everything", "game"] = "everything"
     results: Folder

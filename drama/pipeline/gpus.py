@@ -106,11 +106,12 @@ def _not_own(folder: Path, what: str) -> ConfigurationError:
     )
 
 
-def choose(name: str) -> torch.device:
+def choose(name: str, deterministic: bool = False) -> torch.device:
     """Turn a device's name into one that is there; of several GPUs, cuda takes one by `claim`.
 
     Args:
         name: auto (a GPU when there is one), cpu, cuda or cuda:<number>.
+        deterministic: whether PyTorch is to add in a fixed order there.
 
     Raises:
         ConfigurationError: when there is no such device, naming the option `--device`.
@@ -118,6 +119,8 @@ def choose(name: str) -> torch.device:
     """
     import torch  # only now: counting GPUs must stay cheap
 
+    if deterministic:
+        _fix_order()
     if name == "auto":
         name = "cuda" if allocated() or torch.cuda.is_available() else "cpu"
     try:
@@ -149,6 +152,15 @@ def choose(name: str) -> torch.device:
             f"--device {name}: PyTorch cannot use this GPU: {reason(error)}; {_driver()}"
         ) from error
     return found
+
+
+def _fix_order() -> None:
+    """Have PyTorch take algorithms that add in a fixed order, and warn where it has none."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # looked at as CUDA is begun
+    torch.backends.cudnn.benchmark = False  # which takes the fastest of this minute
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def allocated() -> str:

@@ -82,7 +82,7 @@ def test_a_job_reads_it_back(workspace: Workspace) -> None:
         {"format": 2}, {"device": "tpu"}, {"runs": [["Pong"]]}, {"more": 1}, {"runs": []},
         {"image": "docker://example.org/other"}, {"image": "containers/images/../../other.sif"},
         {"runs": [["../../other", 0]]}, {"runs": [[GAME, -1]]}, {"runs": [["Pong", 0]]},
-        {"backend": "$(touch seen)"},
+        {"backend": "$(touch seen)"}, {"deterministic": "; touch seen"},
     ],
 )  # fmt: skip
 def test_a_damaged_or_hostile_one_is_refused(workspace: Workspace, change: dict[str, Any]) -> None:

@@ -211,3 +211,26 @@ def test_a_lock_is_never_opened_through_a_link_nor_emptied(tmp_path: Path) -> No
     os.link(victim, folder / "GPU-a.0")
     assert gpus.claim(GPUS, folder) == 0
     assert victim.read_text() == "keep this"
+
+
+DETERMINISTIC = """
+import os
+import torch
+from drama.pipeline import gpus
+
+gpus.choose("cpu", {wanted})
+print(torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
+      os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"), [(True, "True False :4096:8"), (False, "False False None")]
+)
+def test_a_fixed_order_is_asked_for_before_cuda_is_begun(wanted: bool, said: str) -> None:
+    code = DETERMINISTIC.format(wanted=wanted)
+    environment = {n: v for n, v in os.environ.items() if n != "CUBLAS_WORKSPACE_CONFIG"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == said

@@ -22,9 +22,10 @@ rule evaluate:
         recipe=recipe,
         device=device,
         backend=BACKEND,
+        order=ORDER,
     message:
         "Evaluating {wildcards.game}, seed {wildcards.seed}; log: {log}"
     # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
         "exec {params.drama} evaluate {params.recipe:q} --device {params.device}"
-        " --backend {params.backend} --threads {threads} >> {log:q} 2>&1"
+        " --backend {params.backend}{params.order} --threads {threads} >> {log:q} 2>&1"

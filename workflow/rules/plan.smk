@@ -77,6 +77,7 @@ LOGS = f"{CAMPAIGN.results}/logs"
 REPORTED = f".snakemake/reported-{uuid4().hex}-{{what}}"
 LOG = f"{LOGS}/{{game}}/seed{{seed}}"
 DEVICE, BACKEND = CAMPAIGN.document.device, CAMPAIGN.document.backend
+ORDER = " --deterministic" if CAMPAIGN.document.deterministic else ""
 # GPUs here; a job takes one when there is one. A cluster's profile says for itself what jobs take.
 GPUS = gpus.count() if DEVICE != "cpu" else 0
 GPU = min(GPUS, 1)

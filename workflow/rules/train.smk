@@ -30,9 +30,10 @@ rule train:
         recipe=recipe,
         device=device,
         backend=BACKEND,
+        order=ORDER,
     message:
         "Training {wildcards.game}, seed {wildcards.seed}; progress: {log}"
     # exec: a request to stop reaches the command itself, and who waits for the shell waits for it.
     shell:
         "exec {params.drama} train {params.recipe:q} --device {params.device}"
-        " --backend {params.backend} --threads {threads} >> {log:q} 2>&1"
+        " --backend {params.backend}{params.order} --threads {threads} >> {log:q} 2>&1"
