@@ -3,7 +3,7 @@
     python benchmarks/soak.py --minutes 30
 
 trains a toy run of Pong over a ring of 5000 transitions, in a folder of its own, and looks at the
-process every half minute. Every row in the ring is overwritten many times. Prints a table, and how
+process again and again. Every row in the ring is overwritten many times. Prints a table, and how
 much the second half of the time differs from the first after the ring was full. What grows on the
 disk is replay that has left the ring, which is told apart.
 """
@@ -28,10 +28,8 @@ from drama.runs.folder import REPLAY, STATUS
 from drama.runs.progress import Status
 
 ROOT = Path(__file__).resolve().parents[1]
-RING = 5_000
-SETTINGS = (f"replay.capacity={RING}", "training.total_steps=100000000", "training.log_every=1000")
-LOOK_EVERY = 30.0
-"""Seconds between two looks."""
+LOOKS = 60
+"""How often the process is looked at, evenly."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,15 @@ class Look:
     replay: float
 
 
-def soak(folder: Path, minutes: float) -> Iterator[Look]:
+def soak(folder: Path, minutes: float, ring: int) -> Iterator[Look]:
     """Train in a folder for so long, and yield what is seen; asks the run to stop at the end."""
     game = ("--preset", "quick", "--games", "Pong", "--seeds", "0")
-    wanted = [part for setting in SETTINGS for part in ("--set", setting)]
+    settings = (
+        f"replay.capacity={ring}",
+        "training.total_steps=100000000",
+        "training.log_every=1000",
+    )
+    wanted = [part for setting in settings for part in ("--set", setting)]
     call = [sys.executable, "-m", "drama"]
     place = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
     subprocess.run([*call, "plan", *game, *wanted], check=True, **place)
@@ -69,8 +72,8 @@ def soak(folder: Path, minutes: float) -> Iterator[Look]:
     started = time.monotonic()
     with subprocess.Popen([*call, "train", recipe, "--device", "cpu"], **place) as process:
         try:
-            while (passed := time.monotonic() - started) < 60 * minutes:
-                time.sleep(LOOK_EVERY - passed % LOOK_EVERY)
+            for look in range(1, LOOKS + 1):
+                time.sleep(max(0.0, started + 60 * minutes * look / LOOKS - time.monotonic()))
                 if process.poll() is not None:
                     raise SystemExit(f"the run ended by itself, with code {process.returncode}")
                 yield _look(process.pid, run, (time.monotonic() - started) / 60)
@@ -99,10 +102,11 @@ def main() -> None:
     """Run the soak and print what was seen."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=30)
-    minutes = parser.parse_args().minutes
+    parser.add_argument("--ring", type=int, default=5_000, help="transitions")
+    asked = parser.parse_args()
     looks: list[Look] = []
     with tempfile.TemporaryDirectory() as folder:
-        for look in soak(Path(folder), minutes):
+        for look in soak(Path(folder), asked.minutes, asked.ring):
             looks.append(look)
             print(f"{look.minutes:5.1f} min, step {look.step}: {look.memory:.0f} MB", flush=True)
     table = Table(
@@ -114,9 +118,9 @@ def main() -> None:
             str(look.threads), f"{look.disk:.2f}", f"{look.replay:.1f}",
         )  # fmt: skip
     Console().print(table)
-    full = [look for look in looks if look.step >= 2 * RING]
+    full = [look for look in looks if look.step >= 2 * asked.ring]
     if len(full) < 4:
-        print(f"The ring of {RING} was not full for long enough; give it more minutes")
+        print(f"The ring of {asked.ring} was not full for long enough; give it more minutes")
         return
     halves = full[: len(full) // 2], full[len(full) // 2 :]
     for name, unit in (("memory", "MB"), ("files", "descriptors"), ("disk", "MB")):

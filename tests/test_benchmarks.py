@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ import bench
 import learned
 import measuring
 import records
+import soak
 import training
 import updates
 from measuring import Figure, Machine
@@ -474,3 +476,21 @@ def test_what_was_learned_anew_stands_beside_what_git_keeps(tmp_path: Path) -> N
     pq.write_table(fresh, tmp_path / scores)
     table = learned.beside(tmp_path, ROOT / learned.KEPT)
     assert table.to_numpy().tolist() == [["catch", "Catch8", 1, 1.0, 0.25]]
+
+
+@pytest.mark.whole
+def test_a_soak_looks_at_a_real_run_until_its_ring_was_overwritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["soak.py", "--minutes", "1", "--ring", "100"])
+    monkeypatch.setattr(soak, "LOOKS", 12)
+    soak.main()
+    *_, memory, files, disk = capsys.readouterr().out.splitlines()
+    for line, name, unit in (
+        (memory, "memory", "MB"), (files, "files", "descriptors"), (disk, "disk", "MB"),
+    ):  # fmt: skip
+        begun, change = line.rsplit(": ", 1)
+        first, second = (float(number) for number in re.findall(r"[0-9.]+", begun))
+        assert begun.startswith(f"{name}: {first:.2f} {unit} on average, then")
+        assert float(change) == pytest.approx(second - first, abs=0.011)
+    assert "descriptors on average, then" in files and float(files.rsplit(": ", 1)[1]) < 1
