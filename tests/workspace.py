@@ -106,7 +106,7 @@ class Workspace:
             expected: exit code; negative for the signal it died of.
         """
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["drama.cli", "drama.pipeline.jobs"])
+        context.set_forkserver_preload(["drama.cli", "drama.pipeline.jobs", "pandas"])
         output = self.root / "output.txt"
         process = context.Process(
             target=_drama, args=(self.root, arguments, output, moment, file_limit)

@@ -97,7 +97,7 @@ class Sitting:
 
     def __init__(self, root: Path, arguments: tuple[str, ...], fault: Fault, name: str) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["drama.cli", "drama.pipeline.jobs"])
+        context.set_forkserver_preload(["drama.cli", "drama.pipeline.jobs", "pandas"])
         self.fault = fault
         self.output, self.log = (root.parent / f"{name}.{kind}" for kind in ("output", "events"))
         self.process = context.Process(
