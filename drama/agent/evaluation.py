@@ -30,6 +30,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,7 +40,7 @@ import torch
 
 from drama.agent.behaviour.agent import ActingWindow, Agent
 from drama.agent.env import AgentEnvironment, make
-from drama.agent.settings import Actions, EvaluationSettings, Recipe
+from drama.agent.settings import Actions, EnvironmentSettings, EvaluationSettings, Recipe
 from drama.files import write_parquet
 
 SCHEMA = pa.schema(
@@ -283,10 +284,16 @@ def build_agent(recipe: Recipe, state: Mapping[str, np.ndarray], device: torch.d
 
 def new_agent(recipe: Recipe) -> Agent:
     """Build the agent that a recipe describes, untrained."""
-    environment = make(recipe.game, recipe.settings.environment)
+    return Agent(recipe.settings, _count_actions(recipe.game, recipe.settings.environment))
+
+
+@cache
+def _count_actions(game: str, settings: EnvironmentSettings) -> int:
+    """Return how many actions a game has; it is loaded for that, which takes a while."""
+    environment = make(game, settings)
     actions = int(environment.action_space.n)
     environment.close()
-    return Agent(recipe.settings, actions)
+    return actions
 
 
 def describe(episodes: Sequence[Episode], recipe: Recipe) -> dict[str, Any]:

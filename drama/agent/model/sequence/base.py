@@ -54,6 +54,15 @@ class Mixer(nn.Module, ABC):
         return output.squeeze(1), state
 
 
+def parameter(values: Tensor, *sizes: int) -> nn.Parameter:
+    """Return a parameter that begins with these values, broadcast, where modules are being built.
+
+    Values are computed on the CPU: for that on its meta device, which a file's tensors are compared
+    with, PyTorch imports its compiler, and every command that loads an agent takes seconds longer.
+    """
+    return nn.Parameter(torch.empty(sizes).copy_(values))
+
+
 class SequenceModel(nn.Module):
     """Stem, residual blocks around mixers, final norm.
 

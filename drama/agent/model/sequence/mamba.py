@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drama.agent.model.sequence.base import Mixer, State
+from drama.agent.model.sequence.base import Mixer, State, parameter
 from drama.agent.model.sequence.mamba2 import initial_dt_bias
 from drama.agent.settings import SequenceModelSettings
 
@@ -118,8 +118,8 @@ class Mamba(Mixer):
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         with torch.no_grad():
             self.dt_proj.bias.copy_(initial_dt_bias(self.inner))
-        rates = torch.arange(1, self.state_size + 1).float()  # S4D-Real: A = -1, -2, ..., -N
-        self.A_log = nn.Parameter(rates.log().repeat(self.inner, 1))
+        rates = torch.arange(1, self.state_size + 1, device="cpu")  # S4D-Real: A = -1, -2, ..., -N
+        self.A_log = parameter(rates.float().log(), self.inner, self.state_size)
         self.D = nn.Parameter(torch.ones(self.inner))
         self.out_proj = nn.Linear(self.inner, width, bias=False)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from drama.agent.model.nets import NORM_EPSILON
 from drama.agent.model.sequence import kernels
-from drama.agent.model.sequence.base import Mixer, State
+from drama.agent.model.sequence.base import Mixer, State, parameter
 from drama.agent.settings import SequenceModelSettings
 
 A_RANGE = (1.0, 16.0)
@@ -87,7 +87,7 @@ def _scan_chunk(
 def initial_dt_bias(count: int) -> Tensor:
     """Draw step sizes, even on a logarithmic scale; return what softplus makes them of, [count]."""
     low, high = map(math.log, DT_RANGE)
-    dt = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=DT_FLOOR)
+    dt = torch.exp(torch.rand(count, device="cpu") * (high - low) + low).clamp(min=DT_FLOOR)
     return dt + torch.log(-torch.expm1(-dt))
 
 
@@ -127,8 +127,9 @@ class Mamba2(Mixer):
             self.convolved, self.convolved, settings.convolution_width, groups=self.convolved
         )
         self.memory = settings.convolution_width - 1
-        self.dt_bias = nn.Parameter(initial_dt_bias(self.heads))
-        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(*A_RANGE).log())
+        self.dt_bias = parameter(initial_dt_bias(self.heads), self.heads)
+        rates = torch.empty(self.heads, device="cpu").uniform_(*A_RANGE)
+        self.A_log = parameter(rates.log(), self.heads)
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = GatedRMSNorm(self.inner)
         self.out_proj = nn.Linear(self.inner, width, bias=False)

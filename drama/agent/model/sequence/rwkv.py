@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.agent.model.nets import NORM_EPSILON
-from drama.agent.model.sequence.base import Mixer, State
+from drama.agent.model.sequence.base import Mixer, State, parameter
 from drama.agent.settings import SequenceModelSettings
 
 SHIFT_RANK = 32
@@ -106,9 +106,9 @@ class TimeMixing(Mixer):
         self.chunk_length = min(settings.chunk_length, LONGEST_CHUNK)
         # Five shifted inputs, for r, k, v, gate and decay; at first each channel takes its own
         # share of the previous step, from all to nothing.
-        share = 1 - torch.arange(width) / width
-        self.shift_base = nn.Parameter(share.clone())
-        self.shift = nn.Parameter(share.repeat(5, 1))
+        share = 1 - torch.arange(width, device="cpu") / width
+        self.shift_base = parameter(share, width)
+        self.shift = parameter(share, 5, width)
         self.shift_down = _low_rank(width, 5 * SHIFT_RANK)
         self.shift_up = _low_rank(5, SHIFT_RANK, width)
         self.decay = nn.Parameter(torch.linspace(*DECAY_RANGE, width))
@@ -188,9 +188,9 @@ class ChannelMixing(Mixer):
         super().__init__()
         width = settings.width
         self.width = width
-        share = 1 - torch.arange(width) / width
-        self.shift_key = nn.Parameter(share.clone())
-        self.shift_receptance = nn.Parameter(share.clone())
+        share = 1 - torch.arange(width, device="cpu") / width
+        self.shift_key = parameter(share, width)
+        self.shift_receptance = parameter(share, width)
         self.key = nn.Linear(width, settings.expand * width, bias=False)
         self.receptance = nn.Linear(width, width, bias=False)
         self.out_proj = nn.Linear(settings.expand * width, width, bias=False)
