@@ -8,6 +8,8 @@ bin=$1
 shift
 here=$(dirname "$0")
 . "$here/uv.sh"
+# Once, and here: where Python may not write, as in an image, every process would compile anew.
+export UV_COMPILE_BYTECODE=1
 
 pin() { sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$here/$1.lock"; }
 found() { uv install --quiet --dry-run --no-deps "$@" "$(pin cpu)" 2>/dev/null; }
