@@ -1,8 +1,4 @@
-"""The `drama` command: parses, calls, reports errors; nothing else.
-
-Exit codes: 0 done, 2 wrong usage or configuration, 3 failed and would again (a loss that is not
-finite, a damaged file of the run), 75 stopped on request and resumable, 1 anything else.
-"""
+"""The `drama` command: parses, calls, reports errors; nothing else."""
 
 from __future__ import annotations
 
@@ -21,6 +17,7 @@ from drama.pipeline.history import earlier_run
 from drama.pipeline.layers import few, parse_assignment
 from drama.pipeline.recipes import prepare, read_recipe
 from drama.runs.stopping import stop_at_once
+from drama.streams import settle_streams
 
 EXPERIMENT = Path("config/config.yaml")
 PIPELINE, RESULTS = "From configuration to report, in this order", "What is there, and keeping it"
@@ -384,6 +381,7 @@ def games() -> None:
 
 def main() -> None:
     """Run the command; turn an error for people into its message and exit code."""
+    settle_streams()
     try:
         app()
     except DramaError as error:

@@ -39,17 +39,24 @@ Model = TypeVar("Model", bound=BaseModel)
 Kind = TypeVar("Kind")
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path, *, links: bool = True) -> int:
     """Open a file for reading, without waiting for whoever might write to it.
+
+    Args:
+        path: the file.
+        links: whether it may be a link to one.
 
     Returns:
         Its descriptor.
 
     Raises:
         OSError: when it cannot be opened.
-        ValueError: when it is a pipe or a device.
+        ValueError: when it is a pipe or a device, or a link where it may be none.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not links and path.is_symlink():
+        raise ValueError("a link, not a file")
+    follow = 0 if links else os.O_NOFOLLOW
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):

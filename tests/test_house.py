@@ -26,7 +26,10 @@ ALL_LOCKS = (*LOCKS, *CUDA_LOCKS, "cpu", "installer")
 HASH = r"--hash=sha256:([0-9a-f]{64})"
 
 # The wings and the single files beside them, inner to outer: each imports those before it only.
-WINGS = ("errors", "reading", "files", "runs", "agent", "pipeline", "report", "options", "cli")
+WINGS = (
+    "errors", "streams", "reading", "files", "runs", "agent", "pipeline", "report", "options",
+    "cli",
+)  # fmt: skip
 # Inside agent/, likewise, but that those of one rank do not know each other.
 AGENT = (
     ("settings", "shapes"), ("env", "replay", "model"), ("behaviour",), ("training",),

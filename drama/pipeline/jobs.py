@@ -197,7 +197,7 @@ def unplanned(run: RunFiles) -> str:
     So it is when a recipe was edited by hand.
     """
     with suppress(ConfigurationError):  # no plan beside it
-        for planned in read_plan(run.folder.parents[2], run.path.parents[1]).runs:
+        for planned in read_plan(run.folder.parents[2], run.path.absolute().parents[1]).runs:
             key = planned.game, planned.seed
             if key == (run.recipe.game, run.recipe.seed) and planned.fingerprint != run.fingerprint:
                 return (
@@ -258,7 +258,8 @@ def evaluate_run(
     Raises:
         ConfigurationError: when the backend cannot be used.
         RunIncomplete: when the run is not whole.
-        CheckpointError, WeightsError: when its checkpoint, or weights in its place, are damaged.
+        Damaged, CheckpointError, WeightsError: when its checkpoint, or weights in its place, are
+            not what was recorded.
         NotFetched: when neither is here and the checkpoint cannot be fetched from DVC.
         DeviceFailed: when there is not enough memory.
         Stopped: when it was asked to stop; the same call goes on.

@@ -87,7 +87,7 @@ def load_yaml(text: str, kind: type[Any] = _Loader) -> Any:
     _check_bounds(yaml.parse(text, Loader=kind))
     try:
         return yaml.load(text, Loader=kind)  # nosec B506
-    except (LookupError, AttributeError, TypeError) as error:  # such as `!!bool maybe`
+    except (LookupError, ArithmeticError, AttributeError, TypeError) as error:  # `!!bool maybe`
         raise ValueError("a tag does not fit its value") from error
 
 
@@ -207,6 +207,11 @@ def resolve(model: type[Model], layers: Sequence[Layer]) -> Model:
     origin: dict[str, Layer] = {}
     for layer in layers:
         for key, value in _leaves(model, layer, layer.data):
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:  # as a shell hands over what is none
+                where = layer.where(key)
+                raise ConfigurationError(f"{where} = {brief(value)}: {reason(error)}") from None
             merged[key], origin[key] = value, layer
     try:
         # Through JSON, because strict validation takes a JSON array for a tuple, not a list.

@@ -73,8 +73,8 @@ def owner(folder: Path) -> str | None:
         if fingerprint := _recorded(record):
             return fingerprint[:SHORT]
     for name in (CHECKPOINT, PREVIOUS):
-        with suppress(CheckpointError):
-            return checkpoint_fingerprint(folder / name)[:SHORT]
+        if fingerprint := _saved_by(folder / name):
+            return fingerprint[:SHORT]
     if records:
         return records[0].stem.removeprefix("run-")
     if status := Status.read(folder / STATUS):
@@ -103,6 +103,13 @@ def _recorded(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return fingerprint if whole else None
+
+
+def _saved_by(checkpoint: Path) -> str | None:
+    """Return the fingerprint of the run that a checkpoint is of; None when it is no such file."""
+    with suppress(CheckpointError):
+        return checkpoint_fingerprint(checkpoint)
+    return None
 
 
 def superseded(folder: Path, fingerprint: str) -> Path:
@@ -138,6 +145,9 @@ def make_current(folder: Path, fingerprint: str) -> None:
         return
     present = owner(folder)
     _check_clear(folder, present, fingerprint)
+    earlier = superseded(folder, fingerprint)
+    if earlier.is_symlink():
+        raise FolderUnclear(f"{earlier}: a link, which no run was set aside to; remove it")
     if present is not None:
         aside = _free(superseded(folder, present))
         aside.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +156,6 @@ def make_current(folder: Path, fingerprint: str) -> None:
             f"{folder}: run {present} set aside to {aside}, as run {fingerprint[:SHORT]} takes its "
             "place"
         )
-    earlier = superseded(folder, fingerprint)
     if earlier.exists():
         if folder.is_dir():  # empty, or it would have had an owner
             folder.rmdir()
@@ -162,6 +171,13 @@ def _check_clear(folder: Path, present: str | None, fingerprint: str) -> None:
             f"{fingerprint[:SHORT]} was trained here to step {status.step}. Put this run's own "
             f"back, or move the folder away to train run {fingerprint[:SHORT]} anew"
         )
+    for name in (CHECKPOINT, PREVIOUS):
+        if _saved_by(folder / name) == fingerprint:
+            raise FolderUnclear(
+                f"{folder}: {name} is of run {fingerprint[:SHORT]}, though other files here are of "
+                f"run {present}. Move those away to go on with run {fingerprint[:SHORT]}, or the "
+                "folder to train it anew"
+            )
     if present == "unknown" and (trace := trace_of_steps(folder)):
         raise FolderUnclear(
             f"{folder}: there is {trace}, but no checkpoint or record that could be read and would "

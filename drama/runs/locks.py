@@ -30,6 +30,7 @@ from pydantic import Field, TypeAdapter
 
 from drama.errors import DramaError
 from drama.files import sha256_text
+from drama.reading import open_regular
 
 HEARTBEAT = 10.0
 """Seconds between two signs of life of a holder."""
@@ -52,6 +53,10 @@ MOST = 4096
 
 class RunBusy(DramaError):
     """Another process works on the run."""
+
+
+class NoLock(DramaError):
+    """What lies in a lock file's place is something else."""
 
 
 class NoThread(DramaError):
@@ -141,6 +146,7 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         RunBusy: when another process holds it and is not to be waited for.
+        NoLock: when something else lies in the lock's place.
         NoThread: when no sign of life can be given.
     """
     path = lock_of(folder)
@@ -245,7 +251,7 @@ def _create(path: Path, text: str) -> TextIO | None:
 def _look(path: Path) -> _Look | None:
     """Look at a lock file; None when there is none."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with _open(path) as file:
             flocked = None
             if flock_works(path.parent):
                 try:
@@ -260,11 +266,18 @@ def _look(path: Path) -> _Look | None:
     return _Look(Holder.parse(text), identity, flocked, time.time() - found.st_mtime)
 
 
-def _read(path: Path) -> str | None:
+def _open(path: Path) -> TextIO:
+    """Open a lock file for reading; raises as `open`, and NoLock."""
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
+        return os.fdopen(open_regular(path, links=False), encoding="utf-8", errors="replace")
+    except ValueError as error:
+        raise NoLock(f"{path}: {error}, which no holder of a run makes; remove it") from None
+
+
+def _read(path: Path) -> str | None:
+    with suppress(OSError, NoLock), _open(path) as file:
+        return file.read(MOST)
+    return None
 
 
 def _take_over(path: Path, dead: _Look, text: str) -> TextIO | None:
@@ -298,7 +311,7 @@ def _wait(path: Path, look: _Look) -> None:
     if not look.flocked:
         time.sleep(PAUSE)
         return
-    with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
+    with suppress(FileNotFoundError), _open(path) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
 
 

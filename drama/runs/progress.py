@@ -48,7 +48,7 @@ SHOWN = {
 
 
 Steps = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1e10)]
 Word = Annotated[str, Field(max_length=64)]
 LONGEST = 10_000
 """Characters of a message that are kept."""

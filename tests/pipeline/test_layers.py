@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drama.errors import ConfigurationError
-from drama.pipeline.config import Preset, load_preset, preset_layers
-from drama.pipeline.layers import parse_assignment, parse_yaml, read_mapping, resolve
+from drama.pipeline.config import Experiment, Preset, load_preset, preset_layers
+from drama.pipeline.layers import Layer, parse_assignment, parse_yaml, read_mapping, resolve
 
 PRESETS = Path(__file__).resolve().parents[2] / "config" / "presets"
 
@@ -61,6 +61,7 @@ def test_an_integer_written_by_python_is_read_back(value: int) -> None:
         ("a: \0\n", "here: not valid YAML"),
         ('a: "\\ud800"\n', "here: not valid YAML: not UTF-8 text"),
         ("[" * 3000, "here: not valid YAML"),
+        (f"!!float {'1:' * 200}0\n", "here: not valid YAML: a tag does not fit its value"),
     ],
 )
 def test_what_is_not_yaml_is_located(text: str, said: str) -> None:
@@ -144,3 +145,8 @@ def test_a_whole_number_is_one_however_it_is_written(text: str) -> None:
 def test_a_number_stays_one_however_it_is_written(text: str) -> None:
     preset = load_preset("xs", parse_assignment(f"replay.alpha={text}"), folder=PRESETS)
     assert '"alpha":1.0,' in preset.model_dump_json(), "or its fingerprint is another"
+
+
+def test_what_is_not_text_on_the_command_line_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"there: preset = '.udcff': not UTF-8 text"):
+        resolve(Experiment, [Layer("there", {"preset": "\udcff"})])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,8 @@ from drama.pipeline.artifacts.export import export
 from drama.pipeline.artifacts.records import find_records, read_record
 from drama.pipeline.artifacts.verify import Finding, verify
 from drama.pipeline.artifacts.weights import write_weights
+from drama.pipeline.jobs import unplanned
+from drama.pipeline.recipes import read_recipe
 from drama.runs.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -329,6 +333,26 @@ def test_a_damaged_evaluation_is_named(copy: Workspace, damage: bytes | None) ->
         evaluation(copy).write_bytes(damage)
     verdict = verify(record(copy), CPU)
     assert verdict.finding is Finding.DAMAGED and evaluation(copy).name in verdict.text
+
+
+def test_a_recipe_is_found_from_its_own_folder(
+    undisturbed: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(undisturbed.recipe.parent)
+    here = Path(undisturbed.recipe.name)
+    assert find_records([here]) == list(undisturbed.folder.glob("run-*.json"))
+    assert unplanned(read_recipe(here)) == ""
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_an_empty_one(
+    undisturbed: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: object) -> None:
+        raise PermissionError(errno.EACCES, "", str(place))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        find_records([undisturbed.folder])
 
 
 def test_runs_are_found_by_recipe_record_folder_or_preset(undisturbed: Workspace) -> None:

@@ -31,7 +31,7 @@ from drama.pipeline.artifacts.verify import Finding, verify
 from drama.pipeline.artifacts.weights import WeightsError, read_weights, write_weights
 from drama.pipeline.jobs import evaluate_run
 from drama.pipeline.recipes import read_evaluation_recipe, read_recipe
-from drama.runs.checkpoint import load_checkpoint
+from drama.runs.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 DEEP = "[" * 60_000
@@ -397,3 +397,19 @@ def test_a_loaded_run_is_short_to_look_at(exported: Workspace) -> None:
     loaded = drama.load(exported.folder)
     assert len(repr(loaded)) < 300 and run_of(exported).fingerprint in repr(loaded)
     assert "Generator" not in repr(loaded.play(episodes=1))
+
+
+def test_a_checkpoint_of_an_earlier_step_plays_nothing(copy: Workspace) -> None:
+    """It is this run's own and whole in itself, and not the one that the record names."""
+    run = read_recipe(copy.recipe)
+    path = run.folder / "checkpoint.parquet"
+    state = load_checkpoint(path, run.fingerprint)
+    next(value for value in state["agent"].values() if value.dtype == np.float32)[...] += 1
+    save_checkpoint(path, run.fingerprint, state)
+    read_evaluation_recipe(run).path.unlink()
+    said = rf"checkpoint\.parquet: not the bytes that {run.record.name} recorded"
+    with pytest.raises(Damaged, match=said):
+        evaluate_run(run, read_evaluation_recipe(run), torch.device("cpu"), 1)
+    for use in (drama.load, export):
+        with pytest.raises(Damaged, match=said):
+            use(run.folder)

@@ -226,6 +226,45 @@ def test_steps_of_nobody_knows_whom_are_neither_moved_nor_begun_over(
     assert [item.name for item in folder.iterdir()] == [trace]
 
 
+def leave_record(folder: Path) -> None:
+    finish(folder, TWO)
+
+
+def leave_checkpoint(folder: Path) -> None:
+    (folder / "checkpoint.parquet").rename(folder / "checkpoint.previous.parquet")
+    save_checkpoint(folder / "checkpoint.parquet", TWO, {"text": "another's"})
+
+
+@pytest.mark.parametrize("leave", [leave_record, leave_checkpoint])
+@pytest.mark.parametrize("informed", [True, False])
+def test_a_run_is_not_begun_over_where_another_one_left_a_file_beside_its_checkpoint(
+    folder: Path, leave: Callable[[Path], None], informed: bool
+) -> None:
+    begin(folder, ONE)
+    leave(folder)
+    if not informed:
+        (folder / "status.json").unlink()
+    before = sorted(folder.iterdir())
+    with pytest.raises(FolderUnclear, match=TWO[:16]):
+        make_current(folder, ONE)
+    assert sorted(folder.iterdir()) == before
+    make_current(folder, THREE)
+    assert sorted(path.name for path in superseded(folder, TWO).iterdir()) == [
+        path.name for path in before
+    ]
+
+
+def test_no_run_is_brought_back_from_behind_a_link(folder: Path, tmp_path: Path) -> None:
+    begin(folder, ONE)
+    aside, elsewhere = superseded(folder, TWO), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    aside.parent.mkdir(parents=True)
+    aside.symlink_to(elsewhere)
+    with pytest.raises(FolderUnclear, match="a link"):
+        make_current(folder, TWO)
+    assert held(folder) == ONE and aside.is_symlink()
+
+
 def test_a_current_run_is_not_touched(folder: Path) -> None:
     begin(folder, ONE)
     before = folder.stat().st_ino

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from drama.runs import locks
-from drama.runs.locks import Holder, RunBusy, died_here, flock_works, locked, read_holder
+from drama.runs.locks import Holder, NoLock, RunBusy, died_here, flock_works, locked, read_holder
 
 FORK = multiprocessing.get_context("fork")
 MISSING = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -308,3 +308,26 @@ def test_a_damaged_lock_file_counts_as_one_that_is_just_being_written(
     assert is_busy(folder) and read_holder(folder) == Holder("unknown", 0)
     leave(folder, silence=1000, text=text)
     assert not is_busy(folder)
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("kind", ["a link", "a pipe"])
+def test_what_is_no_lock_file_is_named_and_waits_for_nobody(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    for target in (tmp_path / "nowhere", leave(tmp_path / "another's")):
+        path = locks.lock_of(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target) if kind == "a link" else os.mkfifo(path)
+        for look in (lambda: is_busy(folder), lambda: read_holder(folder)):
+            with pytest.raises(NoLock, match=f"{kind}, .*remove it"):
+                look()
+        path.unlink()
+
+
+@pytest.mark.usefixtures("either")
+def test_a_lock_file_that_is_overwritten_with_anything_is_left(folder: Path) -> None:
+    path = locks.lock_of(folder)
+    with locked(folder):
+        path.write_bytes(b"\xff\xfe")
+    assert path.read_bytes() == b"\xff\xfe"

@@ -12,8 +12,9 @@ from drama.agent.behaviour.agent import Agent
 from drama.agent.evaluation import Episode, build_agent, new_agent, play
 from drama.agent.settings import Recipe
 from drama.errors import ConfigurationError
+from drama.files import sha256_file
 from drama.pipeline import history
-from drama.pipeline.artifacts.records import RecordedRun, find_record, read_record
+from drama.pipeline.artifacts.records import Damaged, RecordedRun, find_record, read_record
 from drama.pipeline.artifacts.weights import (
     WeightsError,
     check_tensors,
@@ -91,7 +92,7 @@ def agent_of(run: RecordedRun, device: torch.device) -> tuple[Agent, Path]:
 
     Raises:
         WeightsError: when neither checkpoint nor weights are here, or the weights do not hold.
-        CheckpointError: when the checkpoint is damaged or another run's.
+        Damaged, CheckpointError: when the checkpoint is not what was recorded.
         OtherCode: when today's code builds another agent from the run's recipe.
     """
     checkpoint = run.folder / CHECKPOINT
@@ -113,9 +114,15 @@ def read_agent(run: RecordedRun) -> dict[str, np.ndarray]:
     No more memory is taken than the run's recipe can ask for.
 
     Raises:
-        CheckpointError: when the checkpoint is missing, damaged or another run's.
+        Damaged: when the checkpoint is not the recorded one, such as one of an earlier step.
+        CheckpointError: when it is missing, damaged or another run's.
     """
-    settings = run.recipe.settings
+    checkpoint, settings = run.folder / CHECKPOINT, run.recipe.settings
+    if checkpoint.is_file() and sha256_file(checkpoint) != run.checkpoint.sha256:
+        raise Damaged(
+            f"{checkpoint}: not the bytes that {run.path.name} recorded. Remove it, then "
+            f"{run.remedy}, or put back a good copy"
+        )
     with torch.device("meta"):
         tensors = new_agent(run.recipe).state_dict().values()
     parameters = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -123,4 +130,4 @@ def read_agent(run: RecordedRun) -> dict[str, np.ndarray]:
     rows = min(ROWS_PER_SHARD, settings.replay.capacity)
     # The agent and its optimisers' two averages; frames in no shard yet; counters of the ring.
     most = 4 * parameters + rows * (frame + 64) + 8 * settings.replay.capacity + SPARE
-    return load_checkpoint(run.folder / CHECKPOINT, run.fingerprint, part="agent", most=most)
+    return load_checkpoint(checkpoint, run.fingerprint, part="agent", most=most)

@@ -14,9 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from drama.errors import reason
 from drama.files import write_text
@@ -31,13 +32,34 @@ CONFLICT = re.compile(
 
 LARGEST = 64 * 2**20
 """Bytes of dvc.lock; 130 runs make some 200 000."""
-STAGE = re.compile(r"[A-Za-z0-9_.@-]{1,200}")
-MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
-"""What DVC calls a file or a folder by; a place in its cache is made of it."""
-
 Entry = dict[str, Any]
 Entries = dict[str, Entry]
 """What dvc.lock says of each stage: cmd, deps and outs with their checksums."""
+
+
+class _Listed(BaseModel):
+    """A file or folder, by its MD5: a place in DVC's cache is made of it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    path: Annotated[str, Field(max_length=4096)]
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
+    hash: Literal["md5"] = "md5"
+    size: Annotated[int, Field(ge=0)] = 0
+    nfiles: Annotated[int, Field(ge=0)] = 0
+    isexec: bool = False
+
+
+class _Stage(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    cmd: str
+    params: dict[str, dict[str, Any]] | None = None
+    deps: list[_Listed] | None = None
+    outs: list[_Listed] | None = None
+
+
+_ENTRIES = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,200}$")], _Stage])
 
 
 @dataclass(frozen=True)
@@ -103,25 +125,11 @@ def _parse(text: str | None) -> Entries:
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"it is not YAML ({reason(error)})") from None
     stages = document.get("stages") if isinstance(document, dict) else None
-    if not isinstance(stages, dict) or not all(map(_is_stage, stages, stages.values())):
-        raise ValueError("it is cut off or was edited: not every stage has its checksums")
-    return stages
-
-
-def _is_stage(name: Any, entry: Any) -> bool:
-    if not (isinstance(name, str) and STAGE.fullmatch(name) and isinstance(entry, dict)):
-        return False
-    listed = [entry.get(key) or [] for key in ("deps", "outs")]
-    return isinstance(entry.get("cmd"), str) and all(
-        isinstance(items, list)
-        and all(
-            isinstance(item, dict)
-            and isinstance(item.get("path"), str)
-            and MD5.fullmatch(str(item.get("md5")))
-            for item in items
-        )
-        for items in listed
-    )
+    try:
+        _ENTRIES.validate_python(stages)
+    except ValidationError as error:
+        raise ValueError(f"it is cut off or was edited: {reason(error)}") from None
+    return cast(Entries, stages)
 
 
 def _committed() -> str | None:

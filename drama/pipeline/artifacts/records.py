@@ -6,6 +6,8 @@ Runs of any age are read: settings that they could not have known are filled in
 
 from __future__ import annotations
 
+import fnmatch
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,12 +172,13 @@ def _records_at(place: Path) -> list[Path]:
         return [place]
     folder = place
     if place.suffix == ".json":  # results/<preset>/recipes/<Game>/seed<k>.json
-        folder = shortened(results_of(place)) / "runs" / place.parent.name / place.stem
-    found = [
-        path
-        for path in sorted(folder.rglob("run-*.json"))
-        if SUPERSEDED not in path.relative_to(folder).parts
-    ]
+        folder = shortened(results_of(place)) / "runs" / place.absolute().parent.name / place.stem
+    found = sorted(
+        Path(below, name)
+        for below, _, names in os.walk(folder, onerror=_raise_unless_missing)
+        for name in fnmatch.filter(names, "run-*.json")
+        if SUPERSEDED not in Path(below).relative_to(folder).parts
+    )
     if not found:
         what = "no whole run there" if place.exists() else "not found"
         raise ConfigurationError(
@@ -183,6 +186,11 @@ def _records_at(place: Path) -> list[Path]:
             "such as results/xs"
         )
     return found
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def read_record(path: Path) -> RecordedRun:
