@@ -32,7 +32,12 @@ environment: {max_frames: 200}
 replay: {capacity: 70}
 world_model: {channels: [4, 8, 8], batch_size: 2, sequence_length: 8}
 behaviour: {contexts: 4, horizon: 3, acting_window: 4}
-training: {total_steps: 160, random_steps: 40, log_every: 15}
+training:
+  total_steps: 160
+  random_steps: 40
+  world_model_every: 4
+  behaviour_every: 8
+  log_every: 15
 evaluation: {episodes: 5, environments: 2}
 """
 EXPERIMENT = f"""\

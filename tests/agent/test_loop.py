@@ -150,7 +150,12 @@ behaviour:
   temperature: 2
   epsilon: 0.3
   as_published: true
-training: {total_steps: 160, random_steps: 40, log_every: 15}
+training:
+  total_steps: 160
+  random_steps: 40
+  world_model_every: 4
+  behaviour_every: 8
+  log_every: 15
 evaluation: {episodes: 5, environments: 2}
 """
 
@@ -395,7 +400,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         output,
     )
     assert found and named in found[2]
-    assert 40 < int(found[1]) <= 50
+    assert 40 < int(found[1]) <= 60
     assert status(workspace)["state"] == "failed" and named in str(status(workspace)["message"])
     assert status(workspace)["permanent"] is True
     assert status(workspace)["step"] == int(found[1]) - 1, "steps that are done"

@@ -22,7 +22,7 @@ from workspace import make_workspace, sha256
 
 from drama.errors import LONGEST, shown
 
-CASES = int(os.environ.get("DRAMA_FAULT_CASES", "18"))
+CASES = int(os.environ.get("DRAMA_FAULT_CASES", "9"))
 TOTAL_STEPS = 60
 FAILED, WRONG_USE, FAILED_FOR_GOOD, STOPPED = 1, 2, 3, 75
 

@@ -174,12 +174,18 @@ def test_a_pipe_in_an_evaluations_place_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def copy(undisturbed: Workspace, tmp_path: Path) -> Workspace:
+def evaluated(undisturbed: Workspace, tmp_path: Path) -> Workspace:
     workspace = Workspace(tmp_path / "copy")
     shutil.copytree(undisturbed.root, workspace.root)
-    for path in workspace.folder.glob("evaluation-*.parquet"):
-        path.unlink()
     return workspace
+
+
+@pytest.fixture
+def copy(evaluated: Workspace) -> Workspace:
+    """The same before it is evaluated."""
+    for path in evaluated.folder.glob("evaluation-*.parquet"):
+        path.unlink()
+    return evaluated
 
 
 def test_both_ways_are_played_stored_reported_and_verified(copy: Workspace) -> None:
@@ -296,17 +302,16 @@ Refused = Callable[[Path, str], None]
 
 @pytest.fixture
 def refused_everywhere(
-    copy: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    evaluated: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Refused:
     """Hold every command that reads evaluations to refusing one and writing nothing."""
-    copy.evaluate()
-    monkeypatch.chdir(copy.root)
+    monkeypatch.chdir(evaluated.root)
     monkeypatch.setenv("COLUMNS", "2000")
     drama = Command(monkeypatch, capsys)
 
     def check(path: Path, said: str) -> None:
-        before = {file: file.read_bytes() for file in copy.folder.iterdir() if file.is_file()}
-        for command, place in (("evaluate", copy.recipe), ("report", "results/tiny"),
+        before = {file: file.read_bytes() for file in evaluated.folder.iterdir() if file.is_file()}
+        for command, place in (("evaluate", evaluated.recipe), ("report", "results/tiny"),
                                ("verify", "results/tiny"), ("status", "results/tiny")):  # fmt: skip
             code, out, err = drama(command, str(place))
             assert code == (command != "status"), out + err
@@ -315,7 +320,7 @@ def refused_everywhere(
             assert "1 done" not in text
         with pytest.raises(EvaluationDamaged, match=said):  # what `drama record` calls
             note_evaluation(path)
-        after = {file: file.read_bytes() for file in copy.folder.iterdir() if file.is_file()}
+        after = {file: file.read_bytes() for file in evaluated.folder.iterdir() if file.is_file()}
         assert before == after
 
     return check
@@ -323,9 +328,9 @@ def refused_everywhere(
 
 @pytest.mark.parametrize("note", NOTES)
 def test_an_altered_evaluation_is_not_believed_and_not_noted_anew(
-    copy: Workspace, refused_everywhere: Refused, note: str
+    evaluated: Workspace, refused_everywhere: Refused, note: str
 ) -> None:
-    (path,) = copy.folder.glob("evaluation-*.parquet")
+    (path,) = evaluated.folder.glob("evaluation-*.parquet")
     alter(path)
     NOTES[note](path)
     refused_everywhere(path, "altered since it was played")
@@ -333,13 +338,13 @@ def test_an_altered_evaluation_is_not_believed_and_not_noted_anew(
 
 @pytest.mark.parametrize("note", ["kept", "removed", "emptied"])
 def test_an_earlier_versions_evaluation_is_held_to_its_note(
-    copy: Workspace, refused_everywhere: Refused, note: str
+    evaluated: Workspace, refused_everywhere: Refused, note: str
 ) -> None:
-    (path,) = copy.folder.glob("evaluation-*.parquet")
+    (path,) = evaluated.folder.glob("evaluation-*.parquet")
     of_an_earlier_version(path)
     before = path.with_name(NOTE).read_bytes()
     assert note_evaluation(path).score.episodes == 5
-    assert "1 of 1 runs hold" in copy.run("verify", "--device", "cpu")
+    assert "1 of 1 runs hold" in evaluated.run("verify", "--device", "cpu")
     assert path.with_name(NOTE).read_bytes() == before, (
         "nothing is renewed that nothing vouches for"
     )
@@ -351,18 +356,18 @@ def test_an_earlier_versions_evaluation_is_held_to_its_note(
 
 
 def test_a_digest_cannot_be_dropped_from_a_noted_evaluation(
-    copy: Workspace, refused_everywhere: Refused
+    evaluated: Workspace, refused_everywhere: Refused
 ) -> None:
-    (path,) = copy.folder.glob("evaluation-*.parquet")
+    (path,) = evaluated.folder.glob("evaluation-*.parquet")
     alter(path, digest=False)
     refused_everywhere(path, "not the bytes that evaluation.json noted")
 
 
 def test_a_note_of_other_bytes_is_not_written_over(
-    copy: Workspace, refused_everywhere: Refused
+    evaluated: Workspace, refused_everywhere: Refused
 ) -> None:
     """The file vouches for itself and the note for another: which is right cannot be told."""
-    (path,) = copy.folder.glob("evaluation-*.parquet")
+    (path,) = evaluated.folder.glob("evaluation-*.parquet")
     note = path.with_name(NOTE)
     note.write_text(json.dumps(json.loads(note.read_text()) | {"sha256": "0" * 64}))
     refused_everywhere(path, "not the bytes that evaluation.json noted")
@@ -370,10 +375,9 @@ def test_a_note_of_other_bytes_is_not_written_over(
 
 @pytest.mark.parametrize("damage", ["missing", "emptied", "a return", "another evaluation's"])
 def test_a_note_is_written_anew_from_an_evaluation_that_vouches_for_itself(
-    copy: Workspace, damage: str
+    evaluated: Workspace, damage: str
 ) -> None:
-    copy.evaluate()
-    (path,) = copy.folder.glob("evaluation-*.parquet")
+    (path,) = evaluated.folder.glob("evaluation-*.parquet")
     note = path.with_name(NOTE)
     right = note.read_bytes()
     known = json.loads(right)
@@ -381,32 +385,32 @@ def test_a_note_is_written_anew_from_an_evaluation_that_vouches_for_itself(
     note.write_text(json.dumps(known | others[damage]) if damage in others else "")
     if damage == "missing":
         note.unlink()
-    assert "there already" in copy.evaluate()
+    assert "there already" in evaluated.evaluate()
     assert note.read_bytes() == right
 
 
-def test_an_evaluation_that_is_played_anew_replaces_what_was_noted_of_it(copy: Workspace) -> None:
-    copy.evaluate()
-    (path,) = copy.folder.glob("evaluation-*.parquet")
+def test_an_evaluation_that_is_played_anew_replaces_what_was_noted_of_it(
+    evaluated: Workspace,
+) -> None:
+    (path,) = evaluated.folder.glob("evaluation-*.parquet")
     note, before = path.with_name(NOTE), path.read_bytes()
     right = note.read_bytes()
     path.unlink()
     note.write_text(json.dumps(json.loads(right) | {"sha256": "0" * 64}))
-    copy.evaluate()
+    evaluated.evaluate()
     assert (path.read_bytes(), note.read_bytes()) == (before, right)
 
 
 @pytest.mark.parametrize("file", ["evaluation-*.parquet", NOTE])
-def test_a_kill_between_evaluation_and_note_heals_itself(copy: Workspace, file: str) -> None:
-    copy.evaluate()
-    (path,) = copy.folder.glob("evaluation-*.parquet")
+def test_a_kill_between_evaluation_and_note_heals_itself(evaluated: Workspace, file: str) -> None:
+    (path,) = evaluated.folder.glob("evaluation-*.parquet")
     right = path.read_bytes(), path.with_name(NOTE).read_bytes()
     path.unlink()
     path.with_name(NOTE).unlink()
     moment = AtWrite(file, share=None if file != NOTE else 0.5)
-    copy.run("evaluate", str(copy.recipe), "--device", "cpu", moment=moment, expected=-9)
+    evaluated.run("evaluate", str(evaluated.recipe), "--device", "cpu", moment=moment, expected=-9)
     assert path.is_file() and not path.with_name(NOTE).exists()
-    assert "there already" in copy.evaluate()
+    assert "there already" in evaluated.evaluate()
     assert (path.read_bytes(), path.with_name(NOTE).read_bytes()) == right
 
 
