@@ -2,7 +2,8 @@
 
 Each door is tried with a valid file that was changed a little: bytes, JSON values, nesting, kinds
 of files. `DRAMA_FUZZ_CASES` is the number of cases for each door; the few of a usual run are the
-same each time.
+same each time. Hypothesis draws as many again where Atheris guides it, by the code that a case
+reaches: `faults/guided.py`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,7 @@ from drama.pipeline.artifacts.records import evaluations_of, read_record
 from drama.pipeline.artifacts.repository import PROCESSES, Repository
 from drama.pipeline.artifacts.stages import DVC_YAML, covered_results
 from drama.pipeline.artifacts.status import read_statuses
+from drama.pipeline.artifacts.store import _out
 from drama.pipeline.artifacts.verify import Finding, verify
 from drama.pipeline.artifacts.weights import read_weights
 from drama.pipeline.campaign import read_campaign
@@ -47,6 +52,7 @@ from drama.report import read_partial, read_returns
 from drama.report.contents import read_report
 from drama.report.page import _csv, _rows, _schema
 from drama.report.scores import read_baselines, read_curve
+from drama.runs.locks import lock_of, read_holder
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = int(os.environ.get("DRAMA_FUZZ_CASES", "0"))
@@ -184,6 +190,8 @@ DOORS = (
     Door(CAMPAIGN / "campaign.json", lambda: read_campaign(CAMPAIGN)),
     Door(DVC_YAML, lambda: _shown(covered_results() or "")),
     Door(LOCK, _ledger),
+    Door(LOCK, lambda: [*_out(RUN / "checkpoint.parquet", "train@Catch8-0")]),
+    Door(lock_of(RUN), lambda: read_holder(RUN)),
     Door(PROCESSES, lambda: Repository.mend_processes(None)),  # type: ignore[arg-type]
     Door(Path("accepted.json"), lambda: fingerprints.accepted.__wrapped__()),
     Door(Path("baselines.csv"), lambda: read_baselines(Path("baselines.csv"))),
@@ -198,7 +206,13 @@ DOORS = (
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a valid file at every door."""
-    root = tmp_path_factory.mktemp("doors")
+    with valid_files(tmp_path_factory.mktemp("doors")) as root:
+        yield root
+
+
+@contextmanager
+def valid_files(root: Path) -> Iterator[Path]:
+    """Lay a valid file at every door, in a folder that is the current one for a while."""
     for name in ("config", "containers/run.lock", "CITATION.cff", str(CATCH)):
         source, target = ROOT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +237,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "schema: '2.0'\nstages:\n  train@Catch8-0:\n    cmd: drama train\n    outs:\n"
             f"    - path: {RUN}/checkpoint.parquet\n      md5: {'ab' * 16}\n"
         ),
+        lock_of(RUN): '{"host": "a", "process": 1, "since": "", "job": null, "cluster": null}',
         PROCESSES: json.dumps({"read": {"a": [{"pid": 1, "cmd": "x"}]}, "write": {}}),
         Path("accepted.json"): fingerprints.ACCEPTED.read_text(),
         Path("baselines.csv"): (ROOT / "drama/report/baselines.csv").read_text(),
@@ -256,6 +271,11 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 TEXTS = (b"", b"\xff\xfe\x00", b"null", b"0", b'""', b"[]", b"{}", b"\xef\xbb\xbf{}", b"!!set {a}",
          b"!!python/object:os.system {}", b"a: !!bool maybe", b"--- 1\n--- 2", b"%YAML 9.9\n---\n",
          BOMB.encode(), *(deep.encode() for deep in DEEP))  # fmt: skip
+
+
+PIECES = (b"\x00", b"\xff", b"\x1b[2J", b"'", b'"', b"&a ", b"*a ", b"<<: ", b"!!int ", b"1e999",
+          b"9" * 5000, b"!!float " + b"1:" * 200, b": ", b"\n", b"{", b"]", b"- ",
+          b"$(x)")  # fmt: skip
 
 
 def _as_pipe(path: Path) -> None:
@@ -318,9 +338,7 @@ def _bytes(draw: st.DrawFn, content: bytes) -> bytes:
         elif how == "cut":
             content = content[:place]
         elif how == "insert":
-            piece = draw(st.sampled_from((b"\x00", b"\xff", b"\x1b[2J", b"'", b'"', b"&a ", b"*a ",
-                                          b"<<: ", b"!!int ", b"1e999", b"9" * 5000, b": ", b"\n",
-                                          b"{", b"]", b"- ", b"$(x)")))  # fmt: skip
+            piece = draw(st.sampled_from(PIECES))
             content = content[:place] + piece + content[place:]
         else:
             end = draw(st.integers(place, min(len(content), place + 64)))
@@ -416,6 +434,12 @@ def test_a_valid_file_is_read(project: Path, door: Door) -> None:
 
 @pytest.mark.parametrize("door", DOORS, ids=str)
 def test_whatever_lies_there_is_read_or_refused_in_words(project: Path, door: Door) -> None:
+    damaging(door)()
+
+
+def damaging(door: Door) -> Callable[[], None]:
+    """Return Hypothesis's test of a door."""
+
     @settings(
         max_examples=CASES or 12,
         deadline=None,
@@ -431,7 +455,20 @@ def test_whatever_lies_there_is_read_or_refused_in_words(project: Path, door: Do
             _enter(door)
         assert not Path("pwned").exists()
 
-    enter()
+    return enter
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(not find_spec("atheris"), reason="Atheris has no build for this system")
+@pytest.mark.parametrize("door", DOORS if CASES else DOORS[:1], ids=str)
+def test_guided_by_what_it_reaches_nothing_else_is_found(door: Door, tmp_path: Path) -> None:
+    script = ROOT / "tests/faults/guided.py"
+    done = subprocess.run(
+        [sys.executable, script, str(DOORS.index(door)), tmp_path, f"-runs={CASES or 200}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Done {CASES or 200} runs" in done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -196,6 +196,7 @@ def settle(root: Path, arguments: tuple[str, ...], output: Path) -> None:
     import torch
 
     os.chdir(root)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under `nohup`
     torch.set_num_threads(1)
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)

@@ -258,8 +258,8 @@ def evaluate_run(
     Raises:
         ConfigurationError: when the backend cannot be used.
         RunIncomplete: when the run is not whole.
-        Damaged, CheckpointError, WeightsError: when its checkpoint, or weights in its place, are
-            not what was recorded.
+        CheckpointError, WeightsError: when its checkpoint, or weights in its place, are not what
+            was recorded.
         NotFetched: when neither is here and the checkpoint cannot be fetched from DVC.
         DeviceFailed: when there is not enough memory.
         Stopped: when it was asked to stop; the same call goes on.

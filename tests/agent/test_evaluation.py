@@ -207,8 +207,8 @@ def test_a_game_is_played_to_its_end_however_short_others_are(trained: Played) -
     longer = recipe.model_copy(
         update={"settings": recipe.settings.model_copy(update={"environment": frames})}
     )
-    plainly = [played_plainly((agent, longer), index) for index in range(2)]
-    assert outcomes((agent, longer), 2, 2) == [outcome for outcome, _, _ in plainly]
+    plainly = [played_plainly((agent, longer), index) for index in range(4)]
+    assert outcomes((agent, longer), 4, 2) == [outcome for outcome, _, _ in plainly]
     assert len({outcome["length"] for outcome, _, _ in plainly}) > 1, "nothing is shown"
     assert all(lost for _, _, lost in plainly)
 

@@ -21,6 +21,8 @@ from drama.agent.settings import GAMES
 from drama.pipeline.artifacts.overview import overview, table
 from drama.pipeline.artifacts.status import RunStatus, duration
 
+pytestmark = pytest.mark.usefixtures("signals_arrive")
+
 XS = Path("results/xs")
 STATUS = [sys.executable, "-c", "from drama.cli import main; main()", "status"]
 

@@ -21,7 +21,6 @@ from drama.files import canonical_json, sha256_file, sha256_text
 from drama.pipeline.artifacts import weights as module
 from drama.pipeline.artifacts.export import export
 from drama.pipeline.artifacts.records import (
-    Damaged,
     OtherCode,
     RecordedRun,
     evaluations_of,
@@ -31,7 +30,7 @@ from drama.pipeline.artifacts.verify import Finding, verify
 from drama.pipeline.artifacts.weights import WeightsError, read_weights, write_weights
 from drama.pipeline.jobs import evaluate_run
 from drama.pipeline.recipes import read_evaluation_recipe, read_recipe
-from drama.runs.checkpoint import load_checkpoint, save_checkpoint
+from drama.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 DEEP = "[" * 60_000
@@ -181,7 +180,7 @@ def test_nothing_is_exported_of_another_checkpoint(copy: Workspace) -> None:
     data = bytearray(checkpoint.read_bytes())
     data[len(data) // 2] ^= 1
     checkpoint.write_bytes(data)
-    with pytest.raises(Damaged, match="not the bytes that run-"):
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         export(copy.folder)
     checkpoint.unlink()
     with pytest.raises(WeightsError, match=f"not here; `dvc pull train@{GAME}-{SEED}`"):
@@ -407,9 +406,9 @@ def test_a_checkpoint_of_an_earlier_step_plays_nothing(copy: Workspace) -> None:
     next(value for value in state["agent"].values() if value.dtype == np.float32)[...] += 1
     save_checkpoint(path, run.fingerprint, state)
     read_evaluation_recipe(run).path.unlink()
-    said = rf"checkpoint\.parquet: not the bytes that {run.record.name} recorded"
-    with pytest.raises(Damaged, match=said):
+    said = rf"checkpoint\.parquet: whole, but not the bytes that {run.record.name} recorded"
+    with pytest.raises(CheckpointError, match=said):
         evaluate_run(run, read_evaluation_recipe(run), torch.device("cpu"), 1)
     for use in (drama.load, export):
-        with pytest.raises(Damaged, match=said):
+        with pytest.raises(CheckpointError, match=said):
             use(run.folder)

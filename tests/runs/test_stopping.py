@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("signals_arrive")
+
 WORK = """
 import sys, time
 from pathlib import Path

@@ -14,7 +14,7 @@ from drama.agent.settings import Recipe
 from drama.errors import ConfigurationError
 from drama.files import sha256_file
 from drama.pipeline import history
-from drama.pipeline.artifacts.records import Damaged, RecordedRun, find_record, read_record
+from drama.pipeline.artifacts.records import RecordedRun, find_record, read_record
 from drama.pipeline.artifacts.weights import (
     WeightsError,
     check_tensors,
@@ -22,7 +22,7 @@ from drama.pipeline.artifacts.weights import (
     read_weights_of,
     shapes_of,
 )
-from drama.runs.checkpoint import load_checkpoint
+from drama.runs.checkpoint import CheckpointError, load_checkpoint
 from drama.runs.folder import CHECKPOINT
 from drama.runs.shards import ROWS_PER_SHARD
 
@@ -92,7 +92,7 @@ def agent_of(run: RecordedRun, device: torch.device) -> tuple[Agent, Path]:
 
     Raises:
         WeightsError: when neither checkpoint nor weights are here, or the weights do not hold.
-        Damaged, CheckpointError: when the checkpoint is not what was recorded.
+        CheckpointError: when the checkpoint is not what was recorded.
         OtherCode: when today's code builds another agent from the run's recipe.
     """
     checkpoint = run.folder / CHECKPOINT
@@ -114,15 +114,10 @@ def read_agent(run: RecordedRun) -> dict[str, np.ndarray]:
     No more memory is taken than the run's recipe can ask for.
 
     Raises:
-        Damaged: when the checkpoint is not the recorded one, such as one of an earlier step.
-        CheckpointError: when it is missing, damaged or another run's.
+        CheckpointError: when the checkpoint is missing, damaged, another run's, or not the recorded
+            one, such as one of an earlier step.
     """
-    checkpoint, settings = run.folder / CHECKPOINT, run.recipe.settings
-    if checkpoint.is_file() and sha256_file(checkpoint) != run.checkpoint.sha256:
-        raise Damaged(
-            f"{checkpoint}: not the bytes that {run.path.name} recorded. Remove it, then "
-            f"{run.remedy}, or put back a good copy"
-        )
+    settings = run.recipe.settings
     with torch.device("meta"):
         tensors = new_agent(run.recipe).state_dict().values()
     parameters = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -130,4 +125,11 @@ def read_agent(run: RecordedRun) -> dict[str, np.ndarray]:
     rows = min(ROWS_PER_SHARD, settings.replay.capacity)
     # The agent and its optimisers' two averages; frames in no shard yet; counters of the ring.
     most = 4 * parameters + rows * (frame + 64) + 8 * settings.replay.capacity + SPARE
-    return load_checkpoint(checkpoint, run.fingerprint, part="agent", most=most)
+    path = run.folder / CHECKPOINT
+    agent = load_checkpoint(path, run.fingerprint, part="agent", most=most)
+    if sha256_file(path) != run.checkpoint.sha256:
+        raise CheckpointError(
+            f"{path}: whole, but not the bytes that {run.path.name} recorded. Remove it, then "
+            f"{run.remedy}, or put back a good copy"
+        )
+    return agent
