@@ -48,7 +48,8 @@ SHOWN = {
 
 
 Steps = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Amount = Annotated[float, Field(ge=0, le=1e10)]
+Amount = Annotated[float, Field(ge=0, le=1e9)]
+"""Less than a record may hold, which seconds go into that are counted on from here."""
 Word = Annotated[str, Field(max_length=64)]
 LONGEST = 10_000
 """Characters of a message that are kept."""
