@@ -84,10 +84,6 @@ def test_replay_holds_the_episodes_that_are_listed(undisturbed: Workspace) -> No
 @pytest.mark.parametrize(
     "moments",
     [
-        # Asked to stop: before the first update, within an episode, later.
-        [AtStep(1, TERM), AtStep(23, INT), AtStep(61, TERM)],
-        # Killed before the first checkpoint, then between two, then just after going on.
-        [AtStep(30), AtStep(90), AtStep(75)],
         # While a shard is written, and between a shard and the checkpoint that knows of it.
         [AtWrite("part-00000.parquet", share=0.5), AtWrite("part-00000.parquet", share=None)],
         # Within a checkpoint, before it takes its name, and between a table and it.
@@ -95,7 +91,7 @@ def test_replay_holds_the_episodes_that_are_listed(undisturbed: Workspace) -> No
         # Both kinds, in turns.
         [AtStep(50, TERM), AtStep(88), AtStep(100, INT), AtStep(TOTAL_STEPS - 1)],
     ],
-    ids=["term", "kill", "shard", "checkpoint", "mixed"],
+    ids=["shard", "checkpoint", "mixed"],
 )
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     undisturbed: Workspace, workspace: Workspace, moments: list[Moment]
@@ -120,6 +116,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
 @pytest.mark.parametrize(
     "moments",
     [
+        # Asked to stop: before the first update, within an episode, later.
+        [AtStep(1, TERM), AtStep(23, INT), AtStep(61, TERM)],
+        # Killed before the first checkpoint, then between two, then just after going on.
+        [AtStep(30), AtStep(90), AtStep(75)],
         # Twice at once, and at the end.
         [AtStep(40, INT + INT + TERM), AtStep(105, TERM), AtStep(TOTAL_STEPS, TERM)],
         # Between the two names of the one before and the new one's.
@@ -135,9 +135,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
         # At the end: a short last shard, the last checkpoint, the record.
         [AtWrite("part-00002.parquet", share=None), AtWrite("run-*.json", share=0.5)],
     ],
-    ids=["int", "before", "tables", "end"],
+    ids=["term", "kill", "int", "before", "tables", "end"],
 )
-def test_so_does_one_that_was_stopped_at_rarer_moments(
+def test_so_does_one_that_was_stopped_at_other_moments(
     undisturbed: Workspace, workspace: Workspace, moments: list[Moment]
 ) -> None:
     test_a_run_that_was_stopped_ends_with_the_same_bytes(undisturbed, workspace, moments)
@@ -169,6 +169,7 @@ evaluation: {episodes: 5, environments: 2}
 """
 
 
+@pytest.mark.whole
 def test_a_stopped_run_with_everything_that_is_off_by_default_ends_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:
@@ -225,6 +226,7 @@ def test_neither_hash_seed_nor_shards_nor_checkpoints_change_what_is_learned(
         assert same, name
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["xs-as-published", "xs-exempt-decay"])
 def test_ablations_of_xs_train_at_toy_size(
     undisturbed: Workspace, tmp_path: Path, name: str

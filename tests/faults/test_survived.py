@@ -163,6 +163,7 @@ def test_the_same_command_ends_with_the_same_bytes(
     record_property("codes", [ended.code for ended in sittings[:-1] if ended.struck])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("command", "crowded", "named"),
     [

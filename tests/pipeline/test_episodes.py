@@ -74,6 +74,7 @@ def test_an_evaluation_killed_and_stopped_again_and_again_ends_with_the_same_byt
     assert files(copy) == files(whole) and len(files(copy)) == 2
 
 
+@pytest.mark.whole
 def test_a_kill_before_the_kept_episodes_are_removed_heals_itself(
     whole: Workspace, copy: Workspace
 ) -> None:

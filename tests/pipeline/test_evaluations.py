@@ -188,6 +188,7 @@ def copy(evaluated: Workspace) -> Workspace:
     return evaluated
 
 
+@pytest.mark.whole
 def test_both_ways_are_played_stored_reported_and_verified(copy: Workspace) -> None:
     copy.plan("--set", "evaluation.both=true", "--set", "evaluation.actions=sampled")
     output = copy.evaluate()
@@ -231,6 +232,7 @@ def stubborn_run(workspace: Workspace, seed: int) -> Path:
     return recipe
 
 
+@pytest.mark.whole
 def test_an_early_end_is_said_stored_and_verified(
     copy: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
