@@ -53,7 +53,7 @@ demo: setup ## train, evaluate and report two real games at toy size, in minutes
 test: lint ## check style and types, then run the tests but those of whole projects
 	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadgroup -m "not whole"
 
-test-whole: setup ## whole projects: Snakemake, DVC, every command that the documents show
+test-whole: setup ## whole projects and runs: Snakemake, DVC, every command of the documents
 	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadgroup -m whole
 
 test-faults: setup ## real runs, killed and starved at 300 moments; damaged files by the thousand; hours
