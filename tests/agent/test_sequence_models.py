@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -78,6 +80,27 @@ def assert_states_close(actual: list[State], expected: list[State]) -> None:
         assert one.keys() == other.keys()
         for name in one:
             assert_close(one[name], other[name])
+
+
+BUILT = """
+import sys
+import torch
+from drama.agent.behaviour.agent import Agent
+from drama.pipeline.config import load_preset
+
+settings = load_preset("quick")
+for kind in sys.argv[1:]:
+    changed = settings.sequence_model.model_copy(update={"kind": kind})
+    with torch.device("meta"):
+        agent = Agent(settings.model_copy(update={"sequence_model": changed}), 4)
+    assert all(tensor.is_meta for tensor in agent.state_dict().values()), kind
+    assert "torch._dynamo" not in sys.modules, kind
+"""
+
+
+def test_shapes_are_known_without_memory_and_without_pytorchs_compiler() -> None:
+    """Every command that loads an agent builds one so, to hold the file's tensors to."""
+    subprocess.run([sys.executable, "-c", BUILT, *KINDS], check=True)
 
 
 # --- laws that hold for every kind ---------------------------------------------------------------
